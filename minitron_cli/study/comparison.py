@@ -12,6 +12,8 @@ from minitron_cli.evaluate.statistics import CONFIDENCE, student_t
 
 POWER = 0.8
 """Probability with which a difference is to be found."""
+ROUNDING = 1e-9
+"""Figures, in nats of about 1, that are closer are the same."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,17 @@ class Paired:
         """Half the 95 % interval of the mean, by Student's t."""
         return student_t(CONFIDENCE, len(self.differences) - 1) * self.stderr
 
-    @property
-    def smallest_seen(self) -> float:
-        """Difference that so many seeds find with a probability of `POWER`, at this standard error."""
+    def smallest_seen(self, orders: int) -> float:
+        """Difference that so many seeds find with a probability of `POWER`, if their standard error is this one.
+
+        It is found where its p-value is below 0.05 after Holm's adjustment for so many orders, of which it is the only
+        one to differ: at his first step. The probability is that of the noncentral t distribution (Cohen 1988, ch. 2).
+        """
+        from scipy.special import nctdtrinc
+
         freedom = len(self.differences) - 1
-        return (student_t(CONFIDENCE, freedom) + student_t(2 * POWER - 1, freedom)) * self.stderr
+        needed = student_t(1 - (1 - CONFIDENCE) / orders, freedom)
+        return float(nctdtrinc(freedom, 1 - POWER, needed)) * self.stderr
 
     @property
     def as_expected(self) -> int:
@@ -51,9 +59,9 @@ class Paired:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether there are seeds that differ. If not, as of one run or of arms without a random choice, nothing can be
-        said of other seeds."""
-        return self.stderr > 0
+        """Whether there are seeds that differ by more than rounding. If not, as of one run or of arms without a random
+        choice, nothing can be said of other seeds."""
+        return differ(self.differences)
 
     @property
     def p_value(self) -> float:
@@ -63,6 +71,11 @@ class Paired:
         from scipy.stats import t
 
         return float(2 * t.sf(abs(self.mean) / self.stderr, len(self.differences) - 1))
+
+
+def differ(values: Sequence[float]) -> bool:
+    """Whether some of the values differ by more than rounding."""
+    return any(not math.isclose(value, values[0], rel_tol=ROUNDING, abs_tol=ROUNDING) for value in values)
 
 
 def regret(before: Sequence[float], after: Sequence[float]) -> float:

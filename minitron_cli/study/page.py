@@ -7,7 +7,7 @@ from minitron_cli.evaluate.statistics import mean_of_runs
 from minitron_cli.report import markdown
 from minitron_cli.report.view import Table
 from minitron_cli.search.rank import kendall_tau
-from minitron_cli.study.comparison import Paired, holm, regret
+from minitron_cli.study.comparison import Paired, differ, holm, regret
 from minitron_cli.study.definition import Expected, Figure, StudyDefinition, When
 from minitron_cli.study.run_figures import ModelFigures, RunFigures
 
@@ -56,7 +56,7 @@ class Found:
         pairs = [self.paired(expected) for expected in self.definition.expected]
         adjusted = holm([pair.p_value for pair in pairs])
         rows = [
-            self._order(expected, pair, p)
+            self._order(expected, pair, p, len(pairs))
             for expected, pair, p in zip(self.definition.expected, pairs, adjusted, strict=True)
         ]
         return Table.of_words("Published orders", ORDERS, rows)
@@ -86,7 +86,7 @@ class Found:
     def _values(self, arm: str, when: When) -> list[float]:
         return [value(run, when, self.definition.figure) for run in self.runs[arm]]
 
-    def _order(self, expected: Expected, pair: Paired, p: float) -> list[str]:
+    def _order(self, expected: Expected, pair: Paired, p: float, orders: int) -> list[str]:
         return [
             _words(expected.lower),
             _words(expected.higher),
@@ -94,7 +94,7 @@ class Found:
             f"{pair.mean:+.4f}" + f" ± {pair.half_width:.4f}" * pair.is_drawn,
             f"{pair.as_expected} of {len(pair.differences)}",
             _p_value(p) * pair.is_drawn,
-            f"{pair.smallest_seen:.4f}" * pair.is_drawn,
+            f"{pair.smallest_seen(orders):.4f}" if pair.is_drawn else "",
             expected.published,
         ]
 
@@ -128,8 +128,9 @@ class Found:
             yield (
                 f"Published orders ({markdown.inline(self.definition.source)}). The difference is that of runs with "
                 "the same seed, positive in the expected order, with its 95 % interval; p-values are of paired "
-                "t-tests, adjusted for their number (Holm). The smallest difference that so many seeds find four times "
-                "in five is given beside it."
+                "t-tests, adjusted for their number (Holm). Beside it is the smallest difference that so many seeds "
+                "find four times in five, with an adjusted p-value below 0.05, if no other order differs and the "
+                "standard error is the one that was measured."
             )
             yield markdown.table(self.orders())
         if differing := self.unequal():
@@ -177,7 +178,7 @@ def _figures(found: Sequence[ModelFigures]) -> str:
 
 def _interval(values: Sequence[float]) -> str:
     """Mean, and half the width of its 95 % interval."""
-    if len(set(values)) < 2:
+    if not differ(values):
         return f"{values[0]:.4f}"
     mean, half = mean_of_runs(values)
     return f"{mean:.4f} ± {half:.4f}"

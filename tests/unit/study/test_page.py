@@ -70,6 +70,24 @@ def test_a_p_value_is_never_shown_as_zero():
     assert "< 0.001 |" in row
 
 
+def test_what_is_seen_is_that_of_the_adjusted_p_values():
+    """Differences 0.5, 0.6 and 0.7: a standard error of 0.0577, times 5.6535 for one order and 8.0104 for two."""
+
+    def seen(orders: int) -> str:
+        study = STUDY.model_copy(update={"expected": STUDY.expected * orders})
+        runs = {"first": [run(2.5)] * 3, "second": [run(loss) for loss in (3.0, 3.1, 3.2)]}
+        text = Found("own", study, runs, 2.0, "A setting.", "minitron study own").page()
+        return next(line for line in text.splitlines() if line.startswith("| first | second |")).split(" | ")[6]
+
+    assert [seen(1), seen(2)] == ["0.3264", "0.4625"]
+
+
+def test_figures_that_differ_by_rounding_have_no_interval():
+    text = page([2.5, 2.5 + 1e-15, 2.5], [3.0, 3.0, 3.0]).replace("\N{EN DASH}", "-")
+    assert "| first | 3 | 10 | - | 2.5000 / 0.2500 | - |" in text
+    assert "| first | second | loss before | +0.5000 | 3 of 3 | - | - | - |" in text
+
+
 def test_compared_arms_of_different_size_are_named_with_both():
     runs = {"first": [run(2.5)] * 2, "second": [run(3.0).model_copy(update={"non_embedding": 9})] * 2}
     text = Found("own", STUDY, runs, 2.0, "A setting.", "minitron study own").page()
