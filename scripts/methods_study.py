@@ -169,7 +169,7 @@ class Cell:
 
     def _prune(self, repair: str | None) -> Artifact:
         study = self.study
-        config = PruneConfig(method=self.method, repair_samples=study.samples)
+        config = PruneConfig(method=self.method, repair_samples=study.samples, serving_lint="warn")  # none is served
         if repair:  # without the name of the method, which may stand for a repair
             config = config.model_copy(update={"method": None, "repair": repair})
         shape = study.child(config.axes, SHARES[self.amount])
