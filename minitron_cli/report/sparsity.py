@@ -66,7 +66,7 @@ def _by_template(found: SparsifyResult) -> dict[str, list[SparseMatrix]]:
     patterns = {template: pattern(template) for template in found.scope}
     for name, matrix in found.matrices.items():
         some[next(template for template, names in patterns.items() if names.fullmatch(name))].append(matrix)
-    return {template: some[template] for template in found.scope}
+    return {template: some[template] for template in found.scope if template in some}
 
 
 def _row(template: str, some: Sequence[SparseMatrix], is_repaired: bool) -> tuple[Cell, ...]:

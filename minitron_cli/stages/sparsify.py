@@ -51,7 +51,7 @@ from minitron_cli.sparse.result_parts import serving_findings, share, sparse_mat
 from minitron_cli.sparse.store import LayerStore, MadeMatrix
 from minitron_cli.sparse.write import SparseCheckpoint, by_magnitude, write_sparse
 
-STAGE, VERSION = "sparsify", 4
+STAGE, VERSION = "sparsify", 5
 
 AnyTask = TypeVar("AnyTask", bound=LayerTask)
 
@@ -110,6 +110,13 @@ class _Making:
     def _specs(self) -> dict[str, MaskSpec]:
         """Masks by the stored names of their matrices."""
         return mask_specs(self.parent.shape, self.config.metric, self.patterns)
+
+    @property
+    def _scope(self) -> tuple[str, ...]:
+        """Templates of these matrices: a family may have others, which no layer of the parent holds."""
+        held = {self.parent.family.match(name).template for name in self._specs}
+        templates = (template for group in input_groups(self.parent.shape) for template in group.templates)
+        return tuple(template for template in templates if template in held)
 
     def _layer(self, name: str) -> int:
         return self.parent.family.match(name).at["layer"]
@@ -267,7 +274,7 @@ class _Making:
             model=model_size(shape, length),
             pattern=config.pattern,
             metric=config.metric.kind,
-            scope=tuple(template for group in input_groups(shape) for template in group.templates),
+            scope=self._scope,
             sparsity=share(found.values()),
             layer_sparsity=tuple(map(share, layers)),
             amounts=config.amounts,

@@ -15,6 +15,7 @@ from minitron_cli.results.training import TrainingResult
 from minitron_cli.sparse.mask_file import MaskFile
 from tests.cli.forks import launched
 from tests.cli.program import Run, invoke
+from tests.tiny import write_tiny
 
 DATA = ("--sequence-length", 16)
 TRAINING = ("--steps", 2, "--batch-size", 2, "--micro-batch-size", 2, "--warmup-steps", 1, "eval_blocks=2")
@@ -59,6 +60,17 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
 def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Path) -> None:
     said = " ".join(invoke("sparsify", tiny / "model", "--metric", "foo").stderr.replace("│", " ").split())
     assert "Invalid value for '--metric': 'foo' is not one of 'magnitude', 'wanda', 'sparsegpt'." in said
+@pytest.mark.slow
+def test_a_model_whose_layers_all_have_experts_is_shown(run: Run, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "model", "qwen3_moe", num_hidden_layers=2)
+    made = printed("sparsify", "model", "--metric", "magnitude")
+    scope = made["result"]["scope"]
+    assert any("experts.{expert}.up_proj" in template for template in scope)
+    assert not any(template.endswith("mlp.up_proj.weight") for template in scope), "no layer holds it"
+    shown = invoke("show", "sparsify")
+    assert shown.exit_code == 0, shown.stderr
+    assert "mlp.experts.{expert}.up_proj" in shown.stderr + shown.stdout
+    assert "Sparsity" in (Path(printed("report")["path"]) / "report.html").read_text()
 
 
 @pytest.mark.slow
