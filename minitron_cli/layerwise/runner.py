@@ -162,14 +162,15 @@ class LayerwiseRunner:
             self._step()
 
     def _put(self, layer: int, b: int, after_BTD: Tensor) -> None:
-        if not after_BTD.isfinite().all():
-            raise not_finite_from(layer)
+        _check_finite(layer, after_BTD)
         self._states.put(f"{b}", after_BTD)
 
     def before(self, layer: int, observers: Sequence[Watcher]) -> None:
         """Run every batch through a loaded layer under observers, and leave the batches before it."""
         for b, tokens in self._tokens():
-            self._watched(self._layers[layer], observers, tokens, self._states.look_at(f"{b}").to(self.device))
+            before_BTD = self._states.look_at(f"{b}").to(self.device)
+            _, after_BTD = self._watched(self._layers[layer], observers, tokens, before_BTD)
+            _check_finite(layer, after_BTD)
 
     @contextmanager
     def at(self, layer: int) -> Iterator[None]:
@@ -228,6 +229,12 @@ class LayerwiseRunner:
             for observer in observers:
                 observer.end_batch(tokens, hidden_BTD)
             yield b, tokens, hidden_BTD
+
+
+def _check_finite(layer: int, after_BTD: Tensor) -> None:
+    """Raise CheckpointError unless the outputs of a layer are finite."""
+    if not after_BTD.isfinite().all():
+        raise not_finite_from(layer)
 
 
 def recording(

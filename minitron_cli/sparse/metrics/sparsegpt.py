@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from minitron_cli import stopping
+from minitron_cli.errors import CheckpointError
 from minitron_cli.figures import Figure
 from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMetric, first_lost
 from minitron_cli.sparse.pattern import Pattern, highest
@@ -26,6 +27,10 @@ STRIP = 512
 SOLVED = 256
 """Size up to which a matrix is factored by a library."""
 MORE_DAMPING = 10.0  # times as much, where H is not positive definite in floating point
+MOST_DAMPING = 1e6  # which every sum of products is positive definite with
+TOO_LARGE = CheckpointError(
+    "the inputs of a matrix are too large to be multiplied with each other: check the checkpoint, or use another metric"
+)
 
 
 class SparseGPT(SparseMetric):
@@ -64,18 +69,25 @@ class SparseGPT(SparseMetric):
 
 
 def inverse_factor(gram_II: "Tensor", damping: float) -> "Tensor":
-    """Upper triangular U with U^T U = H^-1, where H is the second moments with damping."""
+    """Upper triangular U with U^T U = H^-1, where H is the second moments with damping.
+
+    The damping is raised where H is not positive definite in floating point. CheckpointError if the second moments are
+    not finite, or too large to be made so.
+    """
     import torch
 
+    if not gram_II.diagonal().isfinite().all():
+        raise TOO_LARGE
     mean = gram_II.diagonal().mean()
-    added = damping * torch.where(mean > 0, mean, 1.0)
-    while True:
+    unit, share = torch.where(mean > 0, mean, 1.0), damping
+    while share <= max(MOST_DAMPING, damping):
         damped_II = gram_II.clone()
-        damped_II.diagonal().add_(added)
+        damped_II.diagonal().add_(share * unit)
         factor_II = torch.zeros_like(damped_II)
         if _factor_(damped_II, factor_II):
             return factor_II
-        added = added * MORE_DAMPING
+        share *= MORE_DAMPING
+    raise TOO_LARGE
 
 
 def _factor_(damped_II: "Tensor", factor_II: "Tensor") -> bool:

@@ -5,6 +5,7 @@
 import pytest
 import torch
 
+from minitron_cli.errors import CheckpointError
 from minitron_cli.sparse.metrics import Magnitude, SparseGPT, Wanda, sparsegpt
 from minitron_cli.sparse.metrics.base import InputSums
 from minitron_cli.sparse.metrics.sparsegpt import inverse_factor
@@ -55,6 +56,21 @@ def test_a_share_by_magnitude_is_taken_of_the_whole_matrix():
     smallest = sorted(weight_OI.abs().flatten().tolist())[:24]
     assert mask_OI[0].all()
     assert torch.equal(mask_OI, weight_OI.abs() > max(smallest))
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("entry", [torch.inf, torch.nan])
+def test_second_moments_that_are_not_finite_are_refused(entry):
+    gram_II = torch.eye(8)
+    gram_II[3, 3] = entry
+    with pytest.raises(CheckpointError, match="the inputs of a matrix are too large to be multiplied"):
+        inverse_factor(gram_II, 0.01)
+
+
+@pytest.mark.timeout(60)
+def test_a_matrix_that_no_damping_makes_positive_is_refused():
+    gram_II = torch.eye(8)
+    gram_II[0, 1] = gram_II[1, 0] = 1e30
+    with pytest.raises(CheckpointError, match="the inputs of a matrix are too large to be multiplied"):
+        inverse_factor(gram_II, 0.01)
 
 
 def one_weight_at_a_time(weight_OI, hessian_II, pattern):

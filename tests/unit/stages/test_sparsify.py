@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minitron_cli import api, progress
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
 from minitron_cli.cost.derive import spent
-from minitron_cli.errors import DataError, InputError, Interrupted
+from minitron_cli.errors import CheckpointError, DataError, InputError, Interrupted
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.model.serving import zeros
 from minitron_cli.results.sparsify import SparsifyResult
@@ -235,6 +236,18 @@ def test_a_sparse_model_is_pruned_further_by_hand(place, tmp_path):
     config = SparsifyConfig(metric="magnitude", pattern="3:8")
     with pytest.raises(InputError, match=r"is sparse already \(3:4\), and 3:8 by magnitude cannot keep all its zeros"):
         sparsify.run(context(tmp_path), open_source_model(first.path), config)
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("metric", ["wanda", "sparsegpt"])
+def test_activations_that_are_not_finite_are_said_with_their_layer(place, tmp_path, metric):
+    shutil.copytree(place / "model", tmp_path / "model")
+    state = load_file(tmp_path / "model" / "model.safetensors")
+    state["model.layers.1.post_attention_layernorm.weight"].fill_(3e38)
+    save_file(state, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    config = SparsifyConfig(metric=metric, samples=8, effect_blocks=0)
+    with pytest.raises(CheckpointError, match="activations are not finite from decoder layer 1 on"):
+        sparsify.run(context(tmp_path), open_source_model(tmp_path / "model"), config, data(place))
+
+
 
 
 def test_inputs_that_cannot_be(place, tmp_path):
