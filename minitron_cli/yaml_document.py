@@ -58,7 +58,7 @@ class YamlDocument:
         return changed
 
     def with_value(self, place: KeyPath, value: Any) -> "YamlDocument":
-        """Copy with one value replaced; missing mappings on the path are created."""
+        """Copy with one value replaced; missing mappings on the path are created, and names of kinds become mappings."""
         values = copy.deepcopy(dict(self.values))
         _put(values, place, value)
         lines = {at: line for at, line in self.lines.items() if at[: len(place)] != place}
@@ -186,12 +186,19 @@ def _put(values: Any, place: KeyPath, value: Any) -> None:
     for i, part in enumerate(way):
         if isinstance(values, dict) and values.get(part) is None:
             values[part] = {}
+        if i and isinstance(values, dict) and _is_name(values.get(part)):
+            values[part] = {"kind": values[part]}
         if not _has(values, part):
             raise RecipeError(f"{dotted(place)}: {dotted(place[:i])} has no entry {part!r}; check the path")
         values = values[part]
     if not isinstance(values, dict) and not _has(values, last):
         raise RecipeError(f"{dotted(place)}: {dotted(place[:-1])} has no entry {last!r}; check the path")
     values[last] = value
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value of a section can be the name of a kind, which `kind: name` with options says as well."""
+    return isinstance(value, str) and value.isidentifier()
 
 
 def _has(values: Any, part: str | int) -> bool:

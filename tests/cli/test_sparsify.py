@@ -57,6 +57,14 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
         assert said in printed("sparsify", model, *words, code=2), words
 
 
+def test_options_of_what_a_flag_names_are_words_beside_it(run: Run, tiny: Path) -> None:
+    words = ("sparsify", tiny / "model", "--data", tiny / "text.jsonl", *DATA, "--metric", "sparsegpt")
+    owl = ("--pattern", "50%", "--layer-amounts", "owl")
+    assert printed(*words, *owl, "metric.damping=0.1", "layer_amounts.spread=0.2", "--dry-run")["forecast"]
+    assert "sparsify.metric.damping is -1: " in printed(*words, "metric.damping=-1", code=2)
+    assert "layer_amounts.spread is 0.4" in printed(*words, *owl, "pattern=0.7", "layer_amounts.spread=0.4", code=2)
+
+
 def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Path) -> None:
     said = " ".join(invoke("sparsify", tiny / "model", "--metric", "foo").stderr.replace("│", " ").split())
     assert "Invalid value for '--metric': 'foo' is not one of 'magnitude', 'wanda', 'sparsegpt'." in said

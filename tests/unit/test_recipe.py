@@ -160,6 +160,21 @@ def test_a_misspelt_key_is_said_before_the_one_that_is_missing_for_it() -> None:
         read(RECIPE.replace("model:", "modle:"))
 
 
+def test_options_are_set_beside_the_name_of_a_kind() -> None:
+    text = f"{RECIPE}sparsify: {{metric: sparsegpt, pattern: 4:8, layer_amounts: owl}}\n"
+    sparse = read(text, "sparsify.metric.damping=0.1", "sparsify.layer_amounts.spread=0.2").sparsify
+    assert sparse is not None
+    assert sparse.metric.model_dump() == {"kind": "sparsegpt", "damping": 0.1, "block": 128}
+    assert sparse.owl is not None
+    assert sparse.owl.spread == 0.2
+    with pytest.raises(RecipeError, match=r"^sparsify\.metric\.dampin is not a known key; did you mean damping\?$"):
+        read(text, "sparsify.metric.dampin=0.1")
+    with pytest.raises(
+        RecipeError, match=r"^sparsify\.pattern\.x: sparsify\.pattern has no entry 'x'; check the path$"
+    ):
+        read(text, "sparsify.pattern.x=1")
+
+
 def test_a_change_makes_a_new_document() -> None:
     written = yaml_document.parse(RECIPE, "r.yaml")
     written.changed(["prune.shape.ffn=1", "distill.steps=9"])
