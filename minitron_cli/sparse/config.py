@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from minitron_cli import methods
 from minitron_cli.choices import CheckpointForm, MaskRepair, SparseMethod
-from minitron_cli.errors import InputError
+from minitron_cli.errors import DataError, InputError
 from minitron_cli.repair.held_out import HELD_OUT
 from minitron_cli.sparse.amounts import LayerAmounts, Owl
 from minitron_cli.sparse.metrics import MetricSetting
@@ -114,10 +114,19 @@ class SparsifyConfig(Spec):
         return str(Pattern.parse(pattern).part(number, self.rounds))
 
     def fitted(self, sequence_length: int, blocks: int) -> Self:
-        """The same with the number of samples, unless it was set, that a text of so many blocks has."""
+        """The same with the number of samples, unless it was set, that a text of so many blocks has.
+
+        DataError if these are too few for the repair.
+        """
         if "samples" in self.model_fields_set:
             return self
-        most = min(self.samples, blocks, math.ceil(SAMPLE_TOKENS / sequence_length))
+        least = HELD_OUT if self.repair != "none" else 1
+        if 0 < blocks < least:
+            raise DataError(
+                f"a repair needs at least {HELD_OUT} samples, and the data has {blocks} blocks of {sequence_length} "
+                "tokens: add text, lower --sequence-length, or use --repair none"
+            )
+        most = min(self.samples, blocks, max(math.ceil(SAMPLE_TOKENS / sequence_length), least))
         return self.model_copy(update={"samples": max(most, 1)})
 
     @model_validator(mode="before")

@@ -248,6 +248,13 @@ def test_activations_that_are_not_finite_are_said_with_their_layer(place, tmp_pa
         sparsify.run(context(tmp_path), open_source_model(tmp_path / "model"), config, data(place))
 
 
+def test_a_repair_is_refused_where_the_text_has_no_samples_to_hold_out():
+    config = SparsifyConfig(repair="least_squares")
+    with pytest.raises(DataError, match=r"at least 4 samples.*has 3 blocks of 16 tokens: add text, lower --sequence-l"):
+        config.fitted(16, 3)
+    assert config.fitted(16, 4).samples == 4
+    assert config.fitted(1 << 20, 100).samples == 4, "long blocks are not too few"
+    assert SparsifyConfig().fitted(16, 3).samples == 3
 
 
 def test_inputs_that_cannot_be(place, tmp_path):
