@@ -31,10 +31,10 @@ class Owl(Spec):
 
 
 def _text(value: Any) -> Any:
-    """A layer's pattern as text; a bare number is a share."""
+    """A pattern as text; a bare number is a share."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not 0 <= value < 1:
-            raise ValueError("layer_amounts are shares of zeros: each is at least 0 and below 1")
+            raise ValueError("a share of zeros is at least 0 and below 1")
         return str(Pattern(Fraction(str(value))))
     try:
         return str(Pattern.parse(value))
@@ -51,10 +51,11 @@ def _named(value: Any) -> Any:
     return {"kind": "owl"} if value == "owl" else value
 
 
-AmountText = Annotated[str, BeforeValidator(_text, json_schema_input_type=float | str)]
+PatternText = Annotated[str, BeforeValidator(_text, json_schema_input_type=float | str)]
+"""N:M or a share of zeros."""
 
 LayerAmounts = Annotated[
-    tuple[AmountText, ...] | Owl | Literal["uniform"],
+    tuple[PatternText, ...] | Owl | Literal["uniform"],
     BeforeValidator(_named, json_schema_input_type=Literal["uniform", "owl"] | list[float | str] | Owl | None),
 ]
 """uniform, owl, or a share of zeros or an N:M pattern for each layer."""

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from minitron_cli import methods
 from minitron_cli.choices import CheckpointForm, MaskRepair, SparseMethod
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.repair.held_out import HELD_OUT
-from minitron_cli.sparse.amounts import LayerAmounts, Owl
+from minitron_cli.sparse.amounts import LayerAmounts, Owl, PatternText
 from minitron_cli.sparse.metrics import MetricSetting
 from minitron_cli.sparse.metrics.wanda import Wanda
 from minitron_cli.sparse.pattern import Pattern
@@ -19,16 +19,6 @@ from minitron_cli.spec import Quantity, Spec
 
 SAMPLE_TOKENS = 262_144
 """Calibration tokens beyond which the number of samples is lowered unless it is set (128 blocks of 2048 in papers)."""
-
-
-def _pattern(text: str) -> str:
-    try:
-        return str(Pattern.parse(text))
-    except InputError as e:
-        raise ValueError(str(e)) from None
-
-
-PatternText = Annotated[str, AfterValidator(_pattern)]
 
 
 class SparsifyConfig(Spec):

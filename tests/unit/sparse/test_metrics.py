@@ -56,6 +56,8 @@ def test_a_share_by_magnitude_is_taken_of_the_whole_matrix():
     smallest = sorted(weight_OI.abs().flatten().tolist())[:24]
     assert mask_OI[0].all()
     assert torch.equal(mask_OI, weight_OI.abs() > max(smallest))
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("entry", [torch.inf, torch.nan])
 def test_second_moments_that_are_not_finite_are_refused(entry):

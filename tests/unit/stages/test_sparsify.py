@@ -202,7 +202,7 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
             {"pattern": "2:4", "layer_amounts": (0.5, 0.5)},
             "layer_amounts has 50%, and the pattern is 2:4: write N:4 for each layer",
         ),
-        ({"pattern": "50%", "layer_amounts": (0.5, 1.5)}, "each is at least 0 and below 1"),
+        ({"pattern": "50%", "layer_amounts": (0.5, 1.5)}, "a share of zeros is at least 0 and below 1"),
         (
             {"pattern": "50%", "layer_amounts": (0.5, "2:4")},
             "has 2:4, and the pattern is 50%: write a share of zeros f",
@@ -215,6 +215,9 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
 def test_settings_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):
         SparsifyConfig(**config)
+@pytest.mark.parametrize("share", [0.5, 0, 0.25])
+def test_a_number_is_a_share_of_zeros(share):
+    assert SparsifyConfig(pattern=share).pattern == str(Pattern.parse(f"{100 * share}%"))
 
 
 def test_rounds_need_text_to_train_on(place, tmp_path):
