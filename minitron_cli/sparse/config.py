@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import count, islice
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,8 +18,20 @@ from minitron_cli.sparse.metrics.wanda import Wanda
 from minitron_cli.sparse.pattern import Pattern
 from minitron_cli.spec import Quantity, Spec
 
+HALF = Fraction(1, 2)
 SAMPLE_TOKENS = 262_144
 """Calibration tokens beyond which the number of samples is lowered unless it is set (128 blocks of 2048 in papers)."""
+
+
+def _no_layer_differs(whole: Pattern, spread: Fraction) -> str:
+    """Sentence on N:M by outliers where every N would be rounded to the same, and on patterns where it would not be."""
+    assert whole.group
+    wider = (Pattern(whole.zeros, whole.group << doublings) for doublings in count())
+    first, second = islice((one for one in wider if one.group and spread * one.group >= HALF), 2)
+    return (
+        f"layer_amounts.spread is {float(spread):g}, less than half a weight of {whole.group}, so that all layers would "
+        f"keep {whole}: write the pattern as {first} or {second}, or set a spread of at least {0.5 / whole.group:g}"
+    )
 
 
 class SparsifyConfig(Spec):
@@ -128,6 +141,8 @@ class SparsifyConfig(Spec):
     def _amounts_are_like_the_pattern(self) -> Self:
         whole = Pattern.parse(self.pattern)
         spread = Fraction(str(self.owl.spread)) if self.owl else Fraction()
+        if spread and whole.group and whole.zeros and spread * whole.group < HALF:
+            raise ValueError(_no_layer_differs(whole, spread))
         if spread and not whole.group and not spread <= whole.zeros < 1 - spread:
             raise ValueError(
                 f"layer_amounts.spread is {float(spread):g}, and no layer's share can differ that much from {whole}: "

@@ -96,7 +96,7 @@ def test_more_pruned_weights_in_one_place_than_the_pattern_has_are_refused() -> 
     [
         ({"rounds": 3}, "2:4 in 3 rounds: a group loses 2 weights, so set at most 2"),
         ({"round_tokens": 10}, "round_tokens is of the training between rounds, and there is one round; set rounds"),
-        ({"rounds": 2, "layer_amounts": "owl"}, "N:M by outliers is chosen at once"),
+        ({"pattern": "4:8", "rounds": 2, "layer_amounts": "owl"}, "N:M by outliers is chosen at once"),
     ],
 )
 def test_rounds_that_cannot_be(config: dict[str, Any], message: str) -> None:

@@ -208,6 +208,13 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
             "has 2:4, and the pattern is 50%: write a share of zeros f",
         ),
         ({"pattern": "50%", "layer_amounts": "dsnot"}, "'dsnot' is unknown: write uniform, owl, or a list"),
+        (
+            {"layer_amounts": "owl"},
+            "layer_amounts.spread is 0.08, less than half a weight of 4, so that all layers would keep 2:4: write the "
+            "pattern as 4:8 or 8:16, or set a spread of at least 0.125",
+        ),
+        ({"pattern": "1:2", "layer_amounts": "owl"}, "write the pattern as 4:8 or 8:16, or set a sp"),
+        ({"pattern": 1.5}, "a share of zeros is at least 0 and below 1"),
         ({"pattern": "95%", "layer_amounts": "owl"}, "no layer's share can differ that much from 95%: lower the spr"),
         ({"repair": "least_squares", "samples": 2}, "a repair needs at least 4 samples"),
     ],
