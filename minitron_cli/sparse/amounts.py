@@ -6,7 +6,8 @@ that the layers together lose S. c is the largest number that keeps every S_l wi
 it; its code spreads the shares over 2 spread before it moves their mean to S, which can leave these bounds.
 
 For N:M the layers keep different N of the same M (section 4.4 of the paper): N_l are these shares of M rounded so that
-together no more weights stay than with N for all, and as few fewer as possible. Importable without torch.
+together no more weights stay than with N for all, and no layer keeps more than its share rounded up. Importable without
+torch.
 """
 
 from collections.abc import Sequence
@@ -82,11 +83,17 @@ def _written(share: Fraction) -> Fraction:
 
 
 def _kept(pattern: Pattern, shares: Sequence[Fraction], weights: Sequence[int]) -> list[int]:
-    """N of each layer: one more weight of a group stays in the layer that lacks most, while there is room."""
+    """N of each layer: one more weight of a group stays in the layer that lacks most, while there is room.
+
+    A layer that lacks less than others may be the only one small enough for what is left; it gets its share rounded up,
+    and no more. Only where another's share is more than all of M, what that cannot keep goes to the rest, up to N.
+    """
     size = pattern.group or 1
-    kept, room = [1] * len(shares), ((1 - pattern.zeros) * size - 1) * sum(weights)
-    while fitting := [i for i, n in enumerate(kept) if n < size and weights[i] <= room]:
-        lacks_most = max(fitting, key=lambda i: ((1 - shares[i]) * size - kept[i], -i))
+    wanted, whole = [(1 - share) * size for share in shares], (1 - pattern.zeros) * size
+    least = whole if max(wanted) > size else 0
+    kept, room = [1] * len(shares), (whole - 1) * sum(weights)
+    while fitting := [i for i, n in enumerate(kept) if n < size and n < max(wanted[i], least) and weights[i] <= room]:
+        lacks_most = max(fitting, key=lambda i: (wanted[i] - kept[i], -i))
         kept[lacks_most] += 1
         room -= weights[lacks_most]
     return kept

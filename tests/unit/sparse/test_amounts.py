@@ -1,6 +1,7 @@
 """Amounts by outliers, against every choice that there is."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
@@ -31,6 +32,18 @@ def test_layers_with_equal_outliers_have_the_pattern():
     assert set(by_outliers(Pattern.parse("33.333%"), Owl(), (0.1,) * 4, WEIGHTS)) == {Pattern.parse("33.333%")}
 
 
+def shares_of(whole, spread, weights):
+    """Share of zeros of each layer before rounding."""
+    average = mean(OUTLIERS, weights)
+    widest = max(abs(d - average) for d in OUTLIERS)
+    return [float(whole.zeros) - spread * (d - average) / widest for d in OUTLIERS]
+
+
+def test_a_small_layer_keeps_no_more_than_its_share_rounded_up():
+    found = by_outliers(Pattern.parse("8:16"), Owl(), (0.03, 0.01), (100, 300))
+    assert list(map(str, found)) == ["10:16", "7:16"], "shares of 9.28 and 7.57, and no room for one more of the second"
+
+
 @pytest.mark.parametrize("text", ["2:4", "4:8", "1:4", "7:8", "3:3"])
 @pytest.mark.parametrize("spread", [0.08, 0.25, 0.49])
 @pytest.mark.parametrize("weights", [(7,) * 4, WEIGHTS])
@@ -43,11 +56,12 @@ def test_of_all_choices_of_n_the_nearest_is_taken(text, spread, weights):
     allowed = float(size * (1 - whole.zeros)) * sum(weights)
     total = sum(n * w for n, w in zip(kept, weights, strict=True))
     assert total <= allowed
-    assert all(total + w > allowed for n, w in zip(kept, weights, strict=True) if n < size), "not one more fits"
+    wanted = [size * (1 - share) for share in shares_of(whole, spread, weights)]
+    least = round(size * (1 - float(whole.zeros))) if max(wanted) > size else 1
+    most = [min(size, max(least, math.ceil(share - 1e-9))) for share in wanted]
+    assert all(n <= m for n, m in zip(kept, most, strict=True)), "its share, rounded up"
+    assert all(total + w > allowed for n, m, w in zip(kept, most, weights, strict=True) if n < m), "not one more fits"
     if len(set(weights)) == 1:
-        average = mean(OUTLIERS, weights)
-        widest = max(abs(d - average) for d in OUTLIERS)
-        wanted = [float(size * (1 - whole.zeros)) + size * spread * (d - average) / widest for d in OUTLIERS]
         choices = [c for c in itertools.product(range(1, size + 1), repeat=4) if sum(c) * 7 == allowed]
         distances = [sum((n - w) ** 2 for n, w in zip(choice, wanted, strict=True)) for choice in choices]
         distance = sum((n - w) ** 2 for n, w in zip(kept, wanted, strict=True))
