@@ -33,7 +33,11 @@ def share(matrices: Collection[SparseMatrix]) -> float:
 
 
 def serving_findings(shape: Shape, patterns: Sequence[Pattern]) -> Iterator[ServingFinding]:
-    """What servers make of the zeros; of layers that differ, the first counts that torch has no product for."""
-    worst = next((found for found in map(str, patterns) if found != "2:4"), "2:4")
-    for found in serving.zeros(shape, worst):
+    """What servers make of the zeros; nothing where no layer has any.
+
+    Of layers that differ, the first counts that torch has no product for, and dense ones do not.
+    """
+    rows = [serving.zeros(shape, found) for found in dict.fromkeys(str(found) for found in patterns if found.zeros)]
+    worst = next((some for some in rows if some[-1].level != "ok"), rows[0] if rows else [])
+    for found in worst:
         yield ServingFinding(reader=found.reader, level=found.level, reason=found.reason, nearest=dict(found.nearest))

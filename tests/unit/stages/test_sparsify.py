@@ -21,6 +21,8 @@ from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.sparse.config import SparsifyConfig
 from minitron_cli.sparse.mask_file import MASKS, MaskFile
 from minitron_cli.sparse.outliers import OutlierPass
+from minitron_cli.sparse.pattern import Pattern
+from minitron_cli.sparse.result_parts import serving_findings
 from minitron_cli.sparse.store import LayerStore
 from minitron_cli.stages import sparsify
 from tests.tiny import tiny_config
@@ -296,10 +298,32 @@ def test_the_tables_say_what_servers_make_of_it(place, tmp_path):
     assert [row[0] for row in shown["Serving"].rows] == ["vLLM", "TensorRT-LLM", "torch"]
 
 
-def test_torch_runs_2_4_of_the_right_sizes_and_nothing_else():
+def keeps_2_of_4(text):
+    """Whether every mask with a pattern keeps at most 2 of each aligned 4, by counting in the worst one."""
+    pattern = Pattern.parse(text)
+    if pattern.group is None:
+        return False
+    scores = [torch.randn(64, 12 * pattern.group), -torch.arange(12.0 * pattern.group)[None]]
+    return all(int(pattern.keep(one).unflatten(-1, (-1, 4)).sum(-1).max()) <= 2 for one in scores)
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:4", "1:2", "2:8", "1:8", "2:16", "4:8", "3:4", "3:8", "2:2", "2:6", "50%"])
+def test_torch_runs_what_keeps_at_most_2_of_each_4_of_the_right_sizes_and_nothing_else(text):
     shape = open_shape(hidden_size=64, intermediate_size=128, num_key_value_heads=8)
-    assert [found.level for found in zeros(shape, "2:4")] == ["slower", "slower", "ok"]
-    assert [found.level for found in zeros(shape, "50%")] == ["slower", "slower", "slower"]
+    level = "ok" if keeps_2_of_4(text) else "slower"
+    assert [found.level for found in zeros(shape, text)] == ["slower", "slower", level]
+    assert [found.level for found in zeros(open_shape(), text)] == ["slower", "slower", "slower"]
+
+
+def test_dense_layers_do_not_count_for_servers():
+    shape = open_shape(hidden_size=64, intermediate_size=128, num_key_value_heads=8)
+
+    def levels(*texts):
+        return [found.level for found in serving_findings(shape, list(map(Pattern.parse, texts)))]
+
+    assert levels("2:4", "4:4") == levels("4:4", "1:4") == ["slower", "slower", "ok"]
+    assert levels("2:4", "3:4") == ["slower", "slower", "slower"]
+    assert levels("4:4", "4:4") == levels("0%") == []
 
 
 def open_shape(**options):
