@@ -58,7 +58,7 @@ class YamlDocument:
         return changed
 
     def with_value(self, place: KeyPath, value: Any) -> "YamlDocument":
-        """Copy with one value replaced; missing mappings on the path are created, and names of kinds become mappings."""
+        """Copy with one value replaced; missing mappings on the path are created, names of kinds become mappings."""
         values = copy.deepcopy(dict(self.values))
         _put(values, place, value)
         lines = {at: line for at, line in self.lines.items() if at[: len(place)] != place}

@@ -81,7 +81,8 @@ def _sparsify(result: SparsifyResult) -> Iterator[Pass]:
     Outliers take a pass of their own before.
     """
     if result.calibration:
-        yield compute.layerwise(result.model, (2 + (result.amounts == "owl")) * result.calibration.tokens)
+        measures = result.amounts == "owl" and not result.outliers_are_given
+        yield compute.layerwise(result.model, (2 + measures) * result.calibration.tokens)
     if effect := result.effect:
         children = 2 if effect.kl_difference_stderr is not None else 1
         yield compute.held_out([result.model] * (1 + children), effect.read, "kl")

@@ -66,6 +66,8 @@ class SparsifyResult(Result):
     """Pattern of each layer."""
     layer_outliers: tuple[float, ...] = ()
     """Share of outliers of each layer of the parent; empty unless amounts were chosen by them."""
+    outliers_are_given: bool = False
+    """Whether the first of several rounds has measured them, of its parent."""
     matrices: Mapping[str, SparseMatrix]
     """Stored name of each matrix -> what became of it."""
     repair: str = "none"

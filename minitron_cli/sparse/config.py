@@ -29,8 +29,8 @@ def _no_layer_differs(whole: Pattern, spread: Fraction) -> str:
     wider = (Pattern(whole.zeros, whole.group << doublings) for doublings in count())
     first, second = islice((one for one in wider if one.group and spread * one.group >= HALF), 2)
     return (
-        f"layer_amounts.spread is {float(spread):g}, less than half a weight of {whole.group}, so that all layers would "
-        f"keep {whole}: write the pattern as {first} or {second}, or set a spread of at least {0.5 / whole.group:g}"
+        f"layer_amounts.spread is {float(spread):g}, less than half a weight of {whole.group}, so that all layers "
+        f"would keep {whole}: write the pattern as {first} or {second}, or set a spread of at least {0.5 / whole.group:g}"
     )
 
 

@@ -57,9 +57,18 @@ AnyTask = TypeVar("AnyTask", bound=LayerTask)
 
 
 def run(
-    context: Context, parent: SourceModel, config: SparsifyConfig, data: DataConfig | None = None, *, label: str = ""
+    context: Context,
+    parent: SourceModel,
+    config: SparsifyConfig,
+    data: DataConfig | None = None,
+    *,
+    label: str = "",
+    first: Artifact | None = None,
 ) -> Artifact:
-    """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None."""
+    """Make the weights of a model's decoder blocks sparse. InputError if that needs text and `data` is None.
+
+    `first`: result of the first of several rounds, if this is a later one.
+    """
     assert config.rounds == 1, "rounds are stages of their own, see sparsify_rounds"
     parent = parent.written_as(config.write_as)
     masks = ParameterMasks.of(parent)
@@ -71,11 +80,12 @@ def run(
         texts = {split: blocks_of(context, data, split, parent.path) for split in wanted}
         config = config.fitted(texts["train"].sequence_length, len(texts["train"]))
         check_samples(config.samples, texts["train"], "sparsify.samples")
-    making = _Making(
-        context, parent, config, texts, config.patterns(parent.shape.sizes["layer"]), masks.file if masks else None
-    )
+    outliers = first.result(SparsifyResult).layer_outliers if first else ()
+    patterns = config.patterns(parent.shape.sizes["layer"])
+    making = _Making(context, parent, config, texts, patterns, masks.file if masks else None, outliers)
     making.check()
     inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
+    inputs |= {"outliers": first.fingerprint} if first and outliers else {}
     made = produce(
         context,
         stage=STAGE,
@@ -104,7 +114,7 @@ class _Making:
     masks: MaskFile | None = None
     """Masks of the parent, if it is sparse; they lose further weights."""
     outliers: tuple[float, ...] = ()
-    """Share of outliers of each layer, if amounts depend on them."""
+    """Share of outliers of each layer, if amounts depend on them: here, or in the first of several rounds."""
 
     @cached_property
     def _specs(self) -> dict[str, MaskSpec]:
@@ -277,7 +287,8 @@ class _Making:
             scope=self._scope,
             sparsity=share(found.values()),
             layer_sparsity=tuple(map(share, layers)),
-            amounts=config.amounts,
+            amounts="owl" if self.outliers else config.amounts,
+            outliers_are_given=bool(self.outliers) and not config.owl,
             layer_patterns=tuple(map(str, self.patterns)),
             layer_outliers=self.outliers,
             matrices=found,

@@ -72,15 +72,21 @@ def _rounds(
     name: str,
 ) -> Artifact:
     on_the_way = replace(context, is_between=True)
-    first: tuple[str, ...] = ()
+    first: Artifact | None = None
     for number in range(1, config.rounds):
-        at, one = label(number, config.rounds, name), config.of_round(number, first)
-        sparse = sparsify.run(on_the_way, model, one, data, label=at)
-        first = first or sparse.result(SparsifyResult).layer_patterns
+        at = label(number, config.rounds, name)
+        sparse = sparsify.run(on_the_way, model, config.of_round(number, _patterns(first)), data, label=at, first=first)
+        first = first or sparse
         trained = distill.run(on_the_way, teacher, sparse.path, data, between, label=at)
         worse = trained.result(TrainingResult).worse
         model = open_source_model((sparse if worse and worse.is_above_start else trained).path)
-    return sparsify.run(context, model, config.of_round(config.rounds, first), data, label=name)
+    last = config.of_round(config.rounds, _patterns(first))
+    return sparsify.run(context, model, last, data, label=name, first=first)
+
+
+def _patterns(first: Artifact | None) -> tuple[str, ...]:
+    """Patterns of the layers after the first round; none before it."""
+    return first.result(SparsifyResult).layer_patterns if first else ()
 
 
 def _price(

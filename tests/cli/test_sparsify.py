@@ -9,6 +9,7 @@ import pytest
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import torchrun
+from minitron_cli.cost.derive import spent
 from minitron_cli.report.product import Product
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import TrainingResult
@@ -63,6 +64,21 @@ def test_options_of_what_a_flag_names_are_words_beside_it(run: Run, tiny: Path) 
     assert printed(*words, *owl, "metric.damping=0.1", "layer_amounts.spread=0.2", "--dry-run")["forecast"]
     assert "sparsify.metric.damping is -1: " in printed(*words, "metric.damping=-1", code=2)
     assert "layer_amounts.spread is 0.4" in printed(*words, *owl, "pattern=0.7", "layer_amounts.spread=0.4", code=2)
+
+
+@pytest.mark.slow
+def test_later_rounds_say_by_what_the_first_chose_the_amounts(run: Run, tiny: Path) -> None:
+    text = ("--data", tiny / "text.jsonl", *DATA, "samples=8", "effect_blocks=0", "round_tokens=64")
+    owl = ("--pattern", "50%", "--layer-amounts", "owl", "layer_amounts.spread=0.2", "layer_amounts.outlier=2")
+    printed("sparsify", tiny / "model", *text, *owl, "--rounds", 2)
+    made = {one.label: one for one in Workspace(Path("runs/model")).artifacts("sparsify")}
+    first, last = (made[label].result(SparsifyResult) for label in ("round-1", ""))
+    assert (last.amounts, last.layer_outliers) == ("owl", first.layer_outliers)
+    assert len(first.layer_outliers) == 4
+    passes = [spent(made[label])[0].flops / (8 * 16 * last.model.decoder_flops) for label in ("round-1", "")]
+    assert passes == [3, 2], "the first round measured them"
+    shown = invoke("show", "sparsify")
+    assert "Zeros of each layer, by their outliers (OWL)" in shown.stderr + shown.stdout
 
 
 def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Path) -> None:

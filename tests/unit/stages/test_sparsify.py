@@ -224,6 +224,8 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
 def test_settings_that_cannot_be(config, message):
     with pytest.raises(ValueError, match=message):
         SparsifyConfig(**config)
+
+
 @pytest.mark.parametrize("share", [0.5, 0, 0.25])
 def test_a_number_is_a_share_of_zeros(share):
     assert SparsifyConfig(pattern=share).pattern == str(Pattern.parse(f"{100 * share}%"))
@@ -248,6 +250,8 @@ def test_a_sparse_model_is_pruned_further_by_hand(place, tmp_path):
     config = SparsifyConfig(metric="magnitude", pattern="3:8")
     with pytest.raises(InputError, match=r"is sparse already \(3:4\), and 3:8 by magnitude cannot keep all its zeros"):
         sparsify.run(context(tmp_path), open_source_model(first.path), config)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("metric", ["wanda", "sparsegpt"])
 def test_activations_that_are_not_finite_are_said_with_their_layer(place, tmp_path, metric):
