@@ -28,9 +28,10 @@ def _no_layer_differs(whole: Pattern, spread: Fraction) -> str:
     assert whole.group
     wider = (Pattern(whole.zeros, whole.group << doublings) for doublings in count())
     first, second = islice((one for one in wider if one.group and spread * one.group >= HALF), 2)
+    least = 0.5 / whole.group
     return (
         f"layer_amounts.spread is {float(spread):g}, less than half a weight of {whole.group}, so that all layers "
-        f"would keep {whole}: write the pattern as {first} or {second}, or set a spread of at least {0.5 / whole.group:g}"
+        f"would keep {whole}: write the pattern as {first} or {second}, or set a spread of at least {least:g}"
     )
 
 

@@ -22,6 +22,7 @@ from minitron_cli.results.training import read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages.ticket_rounds import Pricing, Round, Tickets, collected, fitted, texts
 from minitron_cli.ticket.config import TicketConfig
+from minitron_cli.ticket.masks import check_none_empty
 
 STAGE, VERSION = "ticket", 3
 PLOT, PAGE = "tickets.svg", "tickets.html"
@@ -35,6 +36,7 @@ def run(context: Context, model: SourceModel, data: DataConfig, config: TicketCo
     """
     train_blocks, held_out = texts(context, model, data)
     config = config.model_copy(update={"training": fitted(config.training, train_blocks)})
+    check_none_empty(model.shape, config)
     steps = config.training.total_steps(train_blocks.sequence_length)
     if (config.rewind_step or 0) > steps:
         raise RecipeError(f"ticket.rewind {config.rewind} is after the last of {steps:,} steps: lower it")

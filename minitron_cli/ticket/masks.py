@@ -3,6 +3,7 @@
 Masks are bool tensors by the matrix's stored name, True where a weight is kept. What is lost stays lost.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from minitron_cli import io
 from minitron_cli.choices import TicketScope
+from minitron_cli.errors import RecipeError
 from minitron_cli.model.linear_layers import input_groups
 from minitron_cli.model.shape import Shape
 from minitron_cli.sparse.mask_file import MaskFile, MaskSpec, new_mask_file
 from minitron_cli.sparse.parameter_masks import ParameterMasks
 from minitron_cli.sparse.pattern import SHARE_DIGITS, Pattern, highest
+from minitron_cli.ticket.config import TicketConfig
 
 Masks = Mapping[str, Tensor]
 LOST = -1.0  # a score below that of every weight
@@ -47,7 +50,8 @@ def by_magnitude(
 
     `weights` reads a matrix by its name; `before` are the masks that it was trained with; `others` are the shares of
     matrices that lose another one. The number of lost weights is rounded down. With the scope `global` the largest
-    weight of every matrix is kept, so that none is empty.
+    weight of every matrix is kept, so that none is empty: at least as many must be left as there are matrices
+    (`check_none_empty`).
     """
     scores = {name: _scores(weights(name), mask) for name, mask in before.items()}
     if scope == "global":
@@ -66,11 +70,24 @@ def highest_share(scores: Tensor, lost: Fraction) -> Tensor:
 
 
 def _highest_of_all(scores: Mapping[str, Tensor], lost: Fraction) -> dict[str, Tensor]:
+    """Masks of the highest scores of all, and of the highest of each, for which there must be room."""
     flat = {name: score.flatten().clone() for name, score in scores.items()}
     for score in flat.values():
         score[score.argmax()] = torch.inf
     kept = highest_share(torch.cat(list(flat.values())), lost).split([score.numel() for score in flat.values()])
     return {name: mask.reshape(score.shape) for (name, score), mask in zip(scores.items(), kept, strict=True)}
+
+
+def check_none_empty(shape: Shape, config: TicketConfig) -> None:
+    """Raise RecipeError if the last round with the scope `global` leaves fewer weights than there are matrices."""
+    shapes, names = shape.tensors(), prunable(shape)
+    weights = sum(math.prod(shapes[name]) for name in names)
+    kept = weights - int((1 - (1 - Fraction(str(config.rate))) ** config.rounds) * weights)
+    if config.scope == "global" and kept < len(names):
+        raise RecipeError(
+            f"{config.rounds} rounds of {config.rate:g} leave {kept} weights in {len(names)} matrices, and each keeps "
+            "one at least: set fewer rounds or a lower rate"
+        )
 
 
 def all_kept(shape: Shape) -> dict[str, Tensor]:

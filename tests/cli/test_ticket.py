@@ -48,6 +48,10 @@ def test_a_ticket_and_the_landscape_around_it(run: Run, tiny: Path) -> None:
             ("--mask", "runs/t/ticket/x", "--rounds", "3"),
             "--rounds, MODEL: the tickets of --mask say this: leave them out",
         ),
+        (
+            ("--steps", "4", "--rounds", "30", "--rate", "0.5"),
+            "in 28 matrices, and each keeps one at least: set fewer rounds or a lower rate",
+        ),
         (("--steps", "4", "training.losses=[{kind: forward_kl}]"), "is trained on the text with its mask"),
     ],
 )

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from minitron_cli.errors import RecipeError
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.sparse.mask_file import MaskFile
@@ -84,6 +85,21 @@ def test_no_matrix_is_emptied():
     kept = masks.by_magnitude(weights.__getitem__, full, Fraction(9, 10), "global")
     assert int(kept["tiny"].sum()) == 1
     assert sum(int(mask.sum()) for mask in kept.values()) == 104 - 93
+
+
+def test_tickets_that_would_leave_a_matrix_empty_are_refused():
+    typed = tiny_config("llama", num_hidden_layers=1)
+    shape = Shape.of(family_of(typed), typed)
+    weights = sum(mask.numel() for mask in masks.all_kept(shape).values())
+    by_round = [weights - int(config(number, "global").lost_share * weights) for number in range(60)]
+    most = max(number for number, kept in enumerate(by_round) if kept >= 7)
+    masks.check_none_empty(shape, TicketConfig(rounds=most))
+    message = (
+        rf"^{most + 1} rounds of 0\.2 leave {by_round[most + 1]} weights in 7 matrices, .*fewer rounds or a lower rate"
+    )
+    with pytest.raises(RecipeError, match=message):
+        masks.check_none_empty(shape, TicketConfig(rounds=most + 1))
+    masks.check_none_empty(shape, TicketConfig(rounds=most + 1, scope="layer"))
 
 
 def test_controls_have_the_density_that_they_are_to_have():
