@@ -154,7 +154,7 @@ def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iter
     if recipe.prunes:
         yield from _pruning(recipe, parent, child, candidates)
     if recipe.sparsify:
-        yield "sparsify", f"{recipe.sparsify.pattern} by {recipe.sparsify.metric.kind}{_rounds(recipe, child)}"
+        yield "sparsify", f"{recipe.sparsify.zeros_by}{_rounds(recipe, child)}"
     if recipe.distill:
         yield "distill", _training(recipe.distill, length, child)
     yield from (

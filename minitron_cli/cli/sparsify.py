@@ -50,7 +50,7 @@ def sparsify(
         Option(
             metavar="uniform|owl|AMOUNT,..",
             help="Zeros of each layer: uniform, the pattern's for all; owl, less where outliers are many (Yin et al. "
-            "2023); or a share or N:M for each layer, such as 0.4,0.5,0.6.",
+            "2023); or a share for each layer, such as 0.4,0.5,0.6 with --pattern 50%, or N:M of the pattern's M.",
             show_default="uniform",
         ),
     ] = None,

@@ -92,7 +92,7 @@ def work(making: Sparsifying) -> Work:
 
 def _what(making: Sparsifying, weights: int) -> str:
     config = making.config
-    texts = [f"{weights:,} weights to {config.pattern} by {config.metric.kind}"]
+    texts = [f"{weights:,} weights {'' if config.amounts == 'list' else 'to '}{config.zeros_by}"]
     texts += [f"{config.samples:,} samples of {making.length:,} tokens"] * bool(making.length)
     return ", ".join(texts + ["least squares"] * making.fits)
 

@@ -47,7 +47,8 @@ def matrices_table(found: SparsifyResult) -> Table:
     columns = (Figure("matrices"), Figure("number", style="count"), SHARE, ERROR, Figure("repaired", style="count"))
     after = (replace(ERROR, title="after repair"),) if found.repair != "none" else ()
     rows = tuple(_row(template, some, bool(after)) for template, some in _by_template(found).items())
-    title = f"Sparse: {found.pattern} by {found.metric}, {SHARE.cell(found.sparsity)} of the matrices' weights are zero"
+    how = "by layer," if found.amounts == "list" else found.pattern
+    title = f"Sparse: {how} by {found.metric}, {SHARE.cell(found.sparsity)} of the matrices' weights are zero"
     return Table(title, (*columns[:4], *after, *columns[4:] * bool(after)), rows)
 
 

@@ -49,7 +49,8 @@ class SparsifyConfig(Spec):
     held-out samples."""
     layer_amounts: LayerAmounts = "uniform"
     """uniform: all layers have the pattern. owl: layers with more outliers lose less, and all together as much as the
-    pattern says. Or a list with the share of zeros of each layer, or its N:M pattern, in place of the pattern's."""
+    pattern says. Or a list with the share of zeros of each layer if the pattern is a share, or with N:M of the same M,
+    in place of the pattern's."""
     write_as: CheckpointForm | None = Field(None, exclude_if=lambda form: form is None)
     """Form in which a model in a multimodal wrapper is written: wrapper, with the vision tower and projector as they
     are, or text, the text model alone, a checkpoint like any other. Unless set, as the model is that is given."""
@@ -85,6 +86,11 @@ class SparsifyConfig(Spec):
     def amounts(self) -> Literal["uniform", "list", "owl"]:
         """How the layers' amounts are chosen."""
         return "list" if isinstance(self.layer_amounts, tuple) else "owl" if self.owl else "uniform"
+
+    @property
+    def zeros_by(self) -> str:
+        """The pattern and the metric, in words."""
+        return f"by layer, by {self.metric.kind}" if self.amounts == "list" else f"{self.pattern} by {self.metric.kind}"
 
     def patterns(self, layers: int) -> tuple[Pattern, ...]:
         """Pattern of each layer, that of all where it depends on outliers. InputError if a list is not one of each."""
@@ -151,8 +157,11 @@ class SparsifyConfig(Spec):
             )
         for amount in self.layer_amounts if isinstance(self.layer_amounts, tuple) else ():
             if Pattern.parse(amount).group != whole.group:
-                like = f"N:{whole.group}" if whole.group else "a share of zeros"
-                raise ValueError(f"layer_amounts has {amount}, and the pattern is {whole}: write {like} for each layer")
+                like, other = (f"N:{whole.group}", "50%") if whole.group else ("a share of zeros", amount)
+                raise ValueError(
+                    f"layer_amounts has {amount}, and the pattern is {whole}: write {like} for each layer, or add "
+                    f"--pattern {other}"
+                )
         return self
 
     @model_validator(mode="after")

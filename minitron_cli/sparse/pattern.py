@@ -81,7 +81,7 @@ class Pattern:
         if not self.fits(inputs):
             raise InputError(
                 f"{name} has {inputs:,} inputs, which are no whole number of groups of {self.group}: "
-                f"leave it dense, or use a pattern whose group size divides {inputs:,}"
+                f"use a pattern whose group size divides {inputs:,}, or a share such as 50%"
             )
 
     def keep(self, scores: "Tensor", axis: int | None = -1) -> "Tensor":

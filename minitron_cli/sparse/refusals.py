@@ -27,14 +27,15 @@ def check_continued(parent: str, config: SparsifyConfig, masks: MaskFile, specs:
 
     Patterns that depend on outliers are not in `specs` before these were measured, and then checked again.
     """
+    what = "layer_amounts" if config.amounts == "list" else config.pattern
     if sum(spec.zeros for spec in specs.values()) <= sum(spec.zeros for spec in masks.specs.values()):
         raise InputError(
-            f"{parent} is sparse already, and {config.pattern} makes no more of its weights zero: "
+            f"{parent} is sparse already, and {what} makes no more of its weights zero: "
             "give a pattern with more zeros, or the dense model that it was made from"
         )
     for name, before in masks.specs.items():
         if name not in specs or not specs[name].continues(before):
             raise InputError(
-                f"{parent} is sparse already ({before.pattern}), and {config.pattern} by {config.metric.kind} cannot "
+                f"{parent} is sparse already ({before.pattern}), and {what} by {config.metric.kind} cannot "
                 "keep all its zeros: give the dense model that it was made from"
             )

@@ -141,7 +141,7 @@ class _Making:
         """Pattern and zeros, for a dry run."""
         weights = sum(spec.weights for spec in self._specs.values())
         return {
-            "pattern": self.config.pattern,
+            "pattern": "by layer" if self.config.amounts == "list" else self.config.pattern,
             "metric": self.config.metric.kind,
             "matrices": len(self._specs),
             "weights": weights,

@@ -52,10 +52,23 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
             "sparsify.layer_amounts: 'a' is unknown: write uniform, owl, or a list such as [0.4, 0.6]",
         ),
         (("--layer-amounts", "0.4,b"), "'b' is not a pattern of zeros: write N:M"),
+        (
+            ("--layer-amounts", "0.4,0.5,0.6,0.5"),
+            "layer_amounts has 40%, and the pattern is 2:4: write N:4 for each layer, or add --pattern 50%",
+        ),
         ((), "no data given: add --data"),
         ((*text, "metric.kind=taylor"), "sparsify.metric.kind is 'taylor'; use one of magnitude, wanda, sparsegpt"),
     ]:
         assert said in printed("sparsify", model, *words, code=2), words
+
+
+def test_amounts_by_layer_are_said_in_place_of_the_pattern(run: Run, tiny: Path) -> None:
+    words = ("sparsify", tiny / "model", "--metric", "magnitude", "--pattern", 0.5, "--layer-amounts", "0,0.1,0.2,0.1")
+    dry = printed(*words, "--dry-run")
+    assert dry["forecast"]["pattern"] == "by layer"
+    assert "weights by layer, by magnitude" in dry["price"]["what"]
+    made = invoke(*words)
+    assert "Sparse: by layer, by magnitude, 10.0 % of the matrices' weights are zero" in made.stderr
 
 
 def test_options_of_what_a_flag_names_are_words_beside_it(run: Run, tiny: Path) -> None:
@@ -84,6 +97,8 @@ def test_later_rounds_say_by_what_the_first_chose_the_amounts(run: Run, tiny: Pa
 def test_an_unknown_metric_is_said_as_any_other_unknown_word(run: Run, tiny: Path) -> None:
     said = " ".join(invoke("sparsify", tiny / "model", "--metric", "foo").stderr.replace("│", " ").split())
     assert "Invalid value for '--metric': 'foo' is not one of 'magnitude', 'wanda', 'sparsegpt'." in said
+
+
 @pytest.mark.slow
 def test_a_model_whose_layers_all_have_experts_is_shown(run: Run, tmp_path: Path) -> None:
     write_tiny(tmp_path / "model", "qwen3_moe", num_hidden_layers=2)

@@ -118,5 +118,7 @@ def test_what_is_no_pattern_is_refused(text):
 
 
 def test_groups_that_do_not_divide_the_inputs_are_refused():
-    with pytest.raises(InputError, match="10 inputs, which are no whole number of groups of 4: leave it dense"):
+    with pytest.raises(
+        InputError, match="of groups of 4: use a pattern whose group size divides 10, or a share such as 5"
+    ):
         Pattern.parse("2:4").keep(torch.rand(4, 10))

@@ -202,12 +202,12 @@ def test_results_are_the_same_for_any_batch_size(place, tmp_path):
         ({"pattern": "half"}, "is not a pattern of zeros: write N:M such as 2:4"),
         (
             {"pattern": "2:4", "layer_amounts": (0.5, 0.5)},
-            "layer_amounts has 50%, and the pattern is 2:4: write N:4 for each layer",
+            "layer_amounts has 50%, and the pattern is 2:4: write N:4 for each layer, or add --pattern 50%",
         ),
         ({"pattern": "50%", "layer_amounts": (0.5, 1.5)}, "a share of zeros is at least 0 and below 1"),
         (
             {"pattern": "50%", "layer_amounts": (0.5, "2:4")},
-            "has 2:4, and the pattern is 50%: write a share of zeros f",
+            "has 2:4, and the pattern is 50%: write a share of zeros for each layer, or add --pattern 2:4",
         ),
         ({"pattern": "50%", "layer_amounts": "dsnot"}, "'dsnot' is unknown: write uniform, owl, or a list"),
         (
