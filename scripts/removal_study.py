@@ -32,7 +32,7 @@ from minitron_cli.model.lm_head import Head, head_of
 
 # S sample, T token, V variant: without each layer, and whole
 
-SAMPLES = (1, 2, 4, 8, 16, 32)
+SAMPLES = (1, 2, 4, 8, 16, 32, 64)
 POSITIONS = (8, 16, 32, 64, 128, 256)
 DRAWS = 20  # subsets of each size over which tau is averaged
 
