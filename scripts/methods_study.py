@@ -347,8 +347,8 @@ HEAD = (
     "the layers. Before any training: plain, with the repair that belongs to the method, and with this tool's least",
     "squares in its place (`prune.repair: auto`, `sparsify.repair: least_squares`; it is replaceme's own, and llm-",
     "streamline stands for the same keys). What does not gain on other held-out text is left out, as by the",
-    "program. After training: on the same tokens by forward KL, with a peak learning rate of 1e-3 for plain",
-    "children and 3e-4 for repaired ones.",
+    "program. After training: on the same {tokens:,} tokens by forward KL, with a peak learning rate of 1e-3 for",
+    "plain children and 3e-4 for repaired ones, which move away from their parent at the larger one.",
     "",
     "Regenerate: as the docstring of `scripts/methods_study.py` says. The figures of all runs are in",
     "[methods/](methods/); copied to RUNS_DIR/NAME/methods-study, what is missing is measured.",
@@ -397,7 +397,7 @@ def main() -> None:
             args.distilled_seeds if one.name in args.distilled else 0,
         )
     sections = [line for one in studies for line in section(one, cells(one, args.seeds, ()))]
-    write_page(args.output, [*HEAD, *sections])
+    write_page(args.output, [*(line.format(tokens=args.tokens) for line in HEAD), *sections])
 
 
 if __name__ == "__main__":
