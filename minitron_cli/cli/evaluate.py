@@ -141,7 +141,7 @@ def evaluate(
     known = _known_parent(how)
     parent = models[:1] if known is None and not recipe else []  # new workspace: the first model is the parent
     is_known = bool(models) and sessions.absolute(models[0]) == known
-    if len(models) > 1 and not (parent or is_known or how.run or recipe):
+    if len(models) > 1 and text.data and not (parent or is_known or how.run or recipe):
         _check_made_here(how, models)
     others = models[1:] if parent or is_known else models
     with sessions.opened(how, "evaluate", [*parent, *changes], recipe=recipe, text=text, flags=flags) as session:
@@ -172,7 +172,10 @@ def _known_parent(how: ComputeOptions) -> str | None:
 
 
 def _check_made_here(how: ComputeOptions, models: Sequence[str]) -> None:
-    """Refuse models whose first may be meant as the parent, where the workspace used last is about another one."""
+    """Refuse models on a text of their own, whose first may be meant as the parent, in a workspace about another one.
+
+    The workspace is the one that was used last.
+    """
     from minitron_cli.artifacts.workspace import open_workspace
     from minitron_cli.cost.lineage import is_made_in
     from minitron_cli.inputs.source_model import open_source_model

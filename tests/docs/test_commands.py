@@ -23,6 +23,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.manifest import Manifest
 from minitron_cli.artifacts.workspace import Workspace, remember
 from minitron_cli.cli import data, push, show, torchrun
+from minitron_cli.cli import evaluate as evaluate_verb
 from minitron_cli.cli.app import COMMANDS
 from minitron_cli.cli.demo import NEXT
 from minitron_cli.cli.sessions import Session
@@ -138,7 +139,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     for owner, given in ((Session, "parent"), (source_model, "open_source_model")):
         monkeypatch.setattr(owner, given, something)
     monkeypatch.setattr(Session, "require", an_artifact)
-    for owner, given in ((correct, "of"), (torchrun, "if_requested")):
+    for owner, given in ((correct, "of"), (torchrun, "if_requested"), (evaluate_verb, "_check_made_here")):
         monkeypatch.setattr(owner, given, nothing)
     monkeypatch.setattr(device, "resolve", lambda name, **_: "cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
