@@ -19,6 +19,8 @@ SETTINGS = "settings.json"
 GIVEN = "given.json"
 LOCK = ".lock"
 TOKENS = "tokens"
+STUDY_RUNS = "study/runs"
+"""Directory of the workspace in which studies run."""
 REMOVALS = 100  # of its directory, before a process that acquires a lock takes them for an error
 CURRENT = "current"  # a file: in a stage's directory the current artifact, in the root the current workspace
 

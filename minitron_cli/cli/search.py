@@ -7,6 +7,7 @@ from typer import Option
 from minitron_cli.choices import Preset
 from minitron_cli.cli import torchrun
 from minitron_cli.cli.options import Arguments, ComputeOptions, Count, DataOptions, RecipeOption, Seed, Tolerance
+from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.yaml_document import KeyPath
@@ -64,6 +65,14 @@ def search(
     torchrun.if_requested(gpus)
     from minitron_cli.cli import printing, sessions
 
+    if space and axes:
+        raise InputError("--space and --axes both say what is searched: leave one of them out")
+    if retrain_tokens == "0":
+        given = {"--top": top, "--rungs": rungs, "--lr": learning_rate, "--batch-size": batch_size}
+        if unused := [flag for flag, value in given.items() if value is not None]:
+            raise InputError(
+                f"{unused[0]} is about retraining, which --retrain-tokens 0 leaves out: remove one of them"
+            )
     first, further = (target[0], target[1:]) if target else (None, None)
     flags: dict[KeyPath, Any] = {
         ("budget", "target"): first,

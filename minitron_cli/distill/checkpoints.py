@@ -11,6 +11,7 @@ or whose hashes disagree, is not a checkpoint.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def save(
         files = group.all_gather(written) if group else [written]
         if rank == 0:
             content = {"schema": SCHEMA_VERSION, "run": run, "step": step, "files": files, "record": record}
-            io.write_new_json(temporary / RECORD, {"sha256": canonical_json.digest(content), "content": content})
+            sealed = {"sha256": canonical_json.digest(content), "content": content}
+            io.write_new(temporary / RECORD, canonical_json.compact(sealed))
             io.publish(temporary, scratch / _name(kind, step))
     finally:
         if rank == 0 and temporary.exists():
@@ -129,7 +131,7 @@ def newest(scratch: Path, run: str) -> int | None:
 def load(scratch: Path, step: int, kind: Kind = "step") -> Saved:
     """Checkpoint of a step that `newest` returned, or best weights that `has_best` confirmed."""
     path = scratch / _name(kind, step)
-    content = strict_json.load(path / RECORD)["content"]
+    content = _outer(path)["content"]
     parts = tuple(Checkpoint(path, {}, read_header(path / name)) for name, *_ in content["files"])
     return Saved(step, content["record"], parts)
 
@@ -178,7 +180,7 @@ def _sweep(scratch: Path) -> None:
 
 def _verified(path: Path) -> dict[str, Any]:
     """Content of state.json. CheckpointError, FileNotFoundError, KeyError or TypeError if anything is damaged."""
-    outer = strict_json.load(path / RECORD)
+    outer = _outer(path)
     content = outer["content"]
     if canonical_json.digest(content) != outer["sha256"]:
         raise CheckpointError(f"{RECORD} has changed")
@@ -189,3 +191,8 @@ def _verified(path: Path) -> dict[str, Any]:
         if record != written[name]:
             raise CheckpointError(f"{name} has changed")
     return dict(content)
+
+
+def _outer(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json, of any size: its curves have a row for each step of the run."""
+    return strict_json.load(path / RECORD, max_bytes=sys.maxsize)

@@ -102,6 +102,11 @@ class RunState:
         self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
         self.saved_step = self.step
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the curves hold an evaluation after the last step."""
+        return bool(self.validation) and self.validation[-1]["step"] == self.step
+
     def save_if_best(self) -> None:
         """Save the weights that are to be exported if no evaluation was better than the one of this step."""
         if self.config.export == "best" and self._best_step() == self.step and self.scratch is not None:

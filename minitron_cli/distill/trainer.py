@@ -261,8 +261,12 @@ class _Run:
         self.state.save(is_pause=self.state.step == self.last_step < self.total_steps)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate every `eval_every` steps and after the last. Comes after saving: a run resumed here repeats it."""
+        """Evaluate every `eval_every` steps and after the last. Comes after saving: a run resumed here repeats it,
+        unless a stop in the step after it has saved its row as well."""
         if not self.validation_blocks or not self._is_due(self.config.eval_every):
+            return
+        if self.state.is_evaluated:
+            self.state.save_if_best()  # again: weights of evaluations that may be repeated are forgotten
             return
         means = evaluate(
             self.models,

@@ -9,7 +9,7 @@ from minitron_cli import progress, strict_json
 from minitron_cli.artifacts import file_hashes, fingerprint, verification
 from minitron_cli.artifacts import manifest as manifests
 from minitron_cli.artifacts.verification import Checked
-from minitron_cli.artifacts.workspace import GIVEN, SETTINGS, Workspace
+from minitron_cli.artifacts.workspace import GIVEN, SETTINGS, STUDY_RUNS, Workspace
 from minitron_cli.data import token_file
 from minitron_cli.errors import ArtifactError, CheckpointError
 from minitron_cli.report import provenance
@@ -17,21 +17,28 @@ from minitron_cli.results.verification import Finding, Verification
 
 
 def verify(workspace: Workspace) -> Verification:
-    """Findings on every artifact and token file, from all of their bytes. ArtifactError without such a workspace."""
+    """Findings on every artifact and token file, from all of their bytes. ArtifactError without such a workspace.
+
+    Of what its studies have made, whose models they remove, damage alone is found.
+    """
     if not workspace.root.is_dir():
         raise ArtifactError(f"there is no workspace {workspace.root}: name another, or give --runs-dir")
     given, unreadable = _given(workspace)
     artifacts, tokens = verification.paths(workspace), token_file.finished(workspace.tokens)
-    size_bytes = sum(map(_size_bytes, (*artifacts, *tokens)))
+    runs = workspace.within(STUDY_RUNS)
+    of_runs = verification.paths(runs) if runs.root.is_dir() else []
+    size_bytes = sum(map(_size_bytes, (*artifacts, *of_runs, *tokens)))
     with progress.track("verify", size_bytes, "bytes") as step:
         checked = [verification.check(path, step) for path in artifacts]
+        checked_runs = [verification.check(path, step) for path in of_runs]
         damaged_tokens = [finding for path in tokens if (finding := _of_tokens(path, step))]
     damaged = [(one, one.damage, True) for one in checked if one.damage]
     lost = [(one, (problem,), False) for one, problem in _lost_inputs(checked, given)]
-    found = (_finding(workspace, given, *each) for each in (*damaged, *lost))
+    found = [_finding(workspace, given, *each) for each in (*damaged, *lost)]
+    found += [_finding(runs, given, one, one.damage, True) for one in checked_runs if one.damage]
     return Verification(
         workspace=str(workspace.root),
-        artifacts=len(checked),
+        artifacts=len(checked) + len(checked_runs),
         size_bytes=size_bytes,
         findings=(*unreadable, *found, *damaged_tokens, *_pointers(workspace)),
     )

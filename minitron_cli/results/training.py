@@ -59,7 +59,7 @@ class Worsening(Spec):
         """Worsening from the first evaluation, or by more than MAX_RISE from the lowest; None if there is none."""
         values = [value for point in points if (value := getattr(point, measure)) is not None]
         end = getattr(after, measure)
-        if end is None or not values or (end <= values[0] and end <= min(values) * (1 + MAX_RISE)):
+        if end is None or not values or (end <= values[0] and end <= min(values) + MAX_RISE * abs(min(values))):
             return None
         return cls(measure=measure, before=values[0], lowest=min(values), after=end)
 

@@ -52,7 +52,7 @@ def run(
         "student": start.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
-        **({"signals": signals.fingerprint} if signals else {}),
+        **({"signals": signals.fingerprint} if signals else _teacher_dtype(context)),
     }
     runs = None if signals else teacher
     made = produce(
@@ -71,6 +71,11 @@ def run(
     context.record({**named, train_blocks.fingerprint: data.model_dump(mode="json")})
     training_run.warn_if_worse(made.result(TrainingResult), config.section)
     return made
+
+
+def _teacher_dtype(context: Context) -> dict[str, str]:
+    """Dtype in which the teacher runs, as an input, if it is not the stored one."""
+    return {} if context.dtype == "auto" else {"dtype": context.dtype}
 
 
 def signals_for(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitron_cli import canonical_json, dry_run, io, pipeline, progress
 from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import STUDY_RUNS
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks
@@ -31,7 +32,7 @@ from minitron_cli.study.run_figures import Measured, ModelFigures, RunFigures, f
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FIGURES, RUNS = "study", "study/runs"  # directories of the workspace
+FIGURES = "study"  # directory of the workspace
 QUICK_SECONDS = 5.0  # of a stage that is over in seconds and not timed beforehand
 NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
 
@@ -97,7 +98,7 @@ class Runner:
     @property
     def _running(self) -> Context:
         """Context of the pipelines."""
-        return replace(self.context, workspace=self.context.workspace.within(RUNS))
+        return replace(self.context, workspace=self.context.workspace.within(STUDY_RUNS))
 
     @cached_property
     def parent(self) -> SourceModel:

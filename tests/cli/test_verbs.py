@@ -644,6 +644,22 @@ def test_options_that_describe_the_text_need_it(fresh: KeyPath) -> None:
         assert refused == f"{flag} says how --data or --validation is read: give that as well"
 
 
+@pytest.mark.slow
+def test_another_dtype_of_the_teacher_is_another_training(place: KeyPath, distilled: dict[str, Any]) -> None:
+    again = ("distill", "--steps", 2, *TRAINING, "--dry-run")
+    assert place.run(*again)["path"] == distilled["path"]
+    assert place.run(*again, "--dtype", "bfloat16")["path"] != distilled["path"]
+
+
+def test_options_of_a_search_that_would_be_ignored_are_refused(fresh: KeyPath) -> None:
+    fresh.importance()
+    search = ("search", "--target", "75%", "--retrain-tokens", 0)
+    assert "--rungs is about retraining, which --retrain-tokens 0 leaves out" in fresh.run(
+        *search, "--rungs", 2, code=2
+    )
+    assert "leave one of them out" in fresh.run(*search, "--axes", "ffn", "space={ffn: [64]}", "--space", "ffn", code=2)
+
+
 def test_a_range_of_layers_that_is_empty_or_endless_is_refused(fresh: KeyPath) -> None:
     fresh.importance()
     for layers, why in (

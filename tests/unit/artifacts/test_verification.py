@@ -8,7 +8,7 @@ import pytest
 from minitron_cli import api, io
 from minitron_cli.artifacts import file_hashes, verification
 from minitron_cli.artifacts.artifact import Artifact, check_model
-from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.artifacts.workspace import STUDY_RUNS, Workspace
 from minitron_cli.checkpoint import model_names
 from minitron_cli.errors import ArtifactError
 from tests.unit.artifacts.test_artifact import made
@@ -28,6 +28,21 @@ def test_a_sound_workspace(workspace):
     found = api.verify(workspace.root)
     assert (found.artifacts, found.findings) == (2, ())
     assert found.size_bytes == sum(path.stat().st_size for path in workspace.root.glob("*/*/*"))
+
+
+def test_damage_of_what_studies_have_made_is_found_and_removed_models_are_no_loss(workspace):
+    runs = workspace.within(STUDY_RUNS)
+    for stage, inputs in (("prune", {"scores": "1" * 64}), ("distill", {"student": "2" * 64})):
+        io.make_dirs(runs.stage_dir(stage))
+        runs.point(made(runs.stage_dir(stage), stage=stage, inputs={"model": "0" * 64} | inputs))
+    io.remove_tree(runs.current_path("distill"))  # as a study does
+    found = api.verify(workspace.root)
+    assert (found.artifacts, found.findings) == (3, ())
+    path = runs.current("prune").path
+    os.truncate(path / "model.safetensors", 10)
+    (finding,) = api.verify(workspace.root).damaged
+    assert (finding.path, finding.problems) == (str(path), ("model.safetensors is not the file that was written",))
+    assert finding.command.endswith(f"--run runs --runs-dir {workspace.root / 'study'}")
 
 
 def test_no_cache_is_trusted(workspace, monkeypatch, hash_everything_once):

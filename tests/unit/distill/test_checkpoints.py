@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron_cli import io, progress
+from minitron_cli import io, progress, strict_json
 from minitron_cli.distill import checkpoints
 from minitron_cli.errors import ArtifactError
 from tests.unit.distill.small import AfterStep
@@ -42,6 +42,14 @@ def test_what_is_saved_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     assert all(name in saved for name in tensors)
     assert "b2" not in saved
     assert all(torch.equal(saved.rows(name), tensor) for name, tensor in tensors.items())
+
+
+def test_curves_of_a_long_run_are_no_damage(tmp_path: Path, display: AfterStep) -> None:
+    curves = "x" * (strict_json.MAX_BYTES + 1)
+    checkpoints.save(tmp_path, RUN, 3, {"w": torch.zeros(1)}, {"metrics": curves}, 2)
+    assert checkpoints.newest(tmp_path, RUN) == 3
+    assert checkpoints.load(tmp_path, 3).record["metrics"] == curves
+    assert display.warned == []
 
 
 def test_nothing_saved_is_nothing_found(tmp_path: Path) -> None:

@@ -466,6 +466,26 @@ def test_the_best_of_steps_that_are_done_again_does_not_take_the_place_of_an_ear
     assert run(tmp_path, config)[1].exported == 2
 
 
+@pytest.mark.parametrize("export", ["last", "best"])
+def test_a_stop_in_the_step_after_an_evaluation_does_not_repeat_it(tmp_path: Path, export: str) -> None:
+    """The state that is saved then holds the evaluation, of a step that was not saved before."""
+    config = configured(steps=4, warmup_steps=0, eval_every=2, save_every=100, export=export)
+    undisturbed = run(tmp_path / "a", config)
+
+    def stops(row: dict[str, float]) -> None:
+        if row["step"] == 2 and "held_out/loss" in row:
+            progress.request_stop(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", config, log=stops)
+    progress.request_stop(None)
+    assert checkpoints.load(tmp_path / "b", 2).record["validation"][-1]["step"] == 2
+    resumed = run(tmp_path / "b", config)
+    assert_same_bits(resumed, undisturbed)
+    assert [row["step"] for row in resumed[1].validation] == [0, 2, 4]
+    assert resumed[1].exported == undisturbed[1].exported
+
+
 @pytest.mark.slow
 def test_best_weights_that_were_lost_give_way_to_the_last(tmp_path: Path) -> None:
     undisturbed = run(None, configured(**{**BEST.model_dump(), "export": "last"}))

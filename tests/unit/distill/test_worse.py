@@ -52,6 +52,8 @@ def points(*values: float) -> list[ValidationPoint]:
         ((2.0, 1.0, 58.0), True, True),
         ((0.0, 1e-6), True, True),
         ((2.0,), False, False),
+        ((4e-4, -1e-3, -2e-3), False, False),  # an unbiased estimate of a KL may be below 0
+        ((4e-4, -2e-3, -1.7e-3), True, False),
     ],
 )
 def test_worse_is_above_the_start_or_far_above_the_lowest(
