@@ -61,6 +61,18 @@ class StatePair(NamedTuple):
     """Layout of the outputs if attention relations are compared; None to compare the states themselves."""
 
 
+def shared_norms(config: HiddenLosses, teacher: Family, student: Family) -> Norms:
+    """Norms of both models. RecipeError if their families name what `config` compares differently."""
+    norms, own = (Norms.of(norm.removesuffix(".weight") for norm in family.links) for family in (teacher, student))
+    has_relations = "attention_relation" in config.states
+    if norms != own or (has_relations and [*_attention(teacher)] != [*_attention(student)]):
+        raise RecipeError(
+            f"distill.hidden compares modules of the same name, and a {teacher.model_type} teacher and a "
+            f"{student.model_type} student have others: drop distill.hidden"
+        )
+    return norms
+
+
 def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student_layers: int) -> tuple[StatePair, ...]:
     """Pairs of states that `config` compares. By default layers are paired only if the student has fewer."""
     layers = _layers(config, teacher_layers, student_layers)

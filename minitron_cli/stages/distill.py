@@ -8,7 +8,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import DistillConfig
-from minitron_cli.distill.hidden_state_losses import Norms, StatePair, relation_pairs, state_pairs
+from minitron_cli.distill.hidden_state_losses import StatePair, relation_pairs, shared_norms, state_pairs
 from minitron_cli.distill.teacher_signals import Student, TeacherSignals
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
@@ -93,7 +93,7 @@ def signals_for(
 def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) -> tuple[StatePair, ...]:
     if config.hidden is None:
         return ()
-    norms = Norms.of(norm.removesuffix(".weight") for norm in teacher.family.links)
+    norms = shared_norms(config.hidden, teacher.family, student.family)
     sizes = teacher.shape.sizes, student.shape.sizes
     return (
         *state_pairs(config.hidden, norms, *(s["layer"] for s in sizes)),

@@ -21,6 +21,7 @@ from minitron_cli.distill.hidden_state_losses import (
     hidden_loss,
     projection,
     relation_pairs,
+    shared_norms,
     state_pairs,
     vectors,
 )
@@ -51,6 +52,19 @@ def test_a_norm_of_what_a_layer_adds_is_no_state() -> None:
 
 def norms_read(model_type: str) -> list[str]:
     return [norm.removesuffix(".weight") for norm in FAMILIES[model_type].links]
+
+
+def test_models_of_two_families_are_compared_if_their_modules_have_the_same_names() -> None:
+    states, relations = HiddenLosses(states=("block_output",)), HiddenLosses(states=("attention_relation",))
+    assert shared_norms(states, FAMILIES["llama"], FAMILIES["qwen2"]) == NORMS
+    assert shared_norms(relations, FAMILIES["llama"], FAMILIES["mistral"]) == NORMS
+    for config, teacher, student in (
+        (states, "gpt_neox", "llama"),
+        (states, "gemma", "gemma2"),  # whose norm of the other's name is after attention
+        (relations, "llama", "phi3"),  # which makes queries, keys and values with one matrix
+    ):
+        with pytest.raises(RecipeError, match=rf"a {teacher} teacher and a {student} student have others: drop"):
+            shared_norms(config, FAMILIES[teacher], FAMILIES[student])
 
 
 def test_a_family_with_other_norms_is_refused() -> None:
