@@ -3,8 +3,9 @@
     TEXT="--text a.txt --validation b.txt"
     python scripts/bench_teacher.py --name prose --tokens 2000000 $TEXT
     python scripts/real_models.py
-    SIZES="--samples 128 128 16 --blocks 64 64 16"
-    python scripts/methods_study.py --names demo-teacher prose qwen2.5-0.5b $TEXT $SIZES --distilled demo-teacher
+    SIZES="--samples 128 128 16 16 --blocks 64 64 16 16"
+    NAMES="demo-teacher prose qwen2.5-0.5b gemma-3-270m"
+    python scripts/methods_study.py --names $NAMES $TEXT $SIZES --distilled demo-teacher --distilled-seeds 3
 
 A name is demo-teacher, which ships and is measured on the Python standard library, a workspace with a teacher of
 bench_teacher.py, or a pretrained model of real_models.py; the text applies to those. All run in fp32. Every cell is a
