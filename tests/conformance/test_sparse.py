@@ -112,7 +112,8 @@ def test_every_metric_and_pattern(model_type, parents, tmp_path):
             fits = pattern == "2:4"
             parent, scratch = parents(model_type, layers=1), tmp_path / f"{metric.kind}{pattern}"
             store, shape = sparse(parent, scratch, metric, pattern, fits=fits)
-            specs, fitted = mask_specs(shape, metric, [Pattern.parse(pattern)]), 0
+            patterns = [Pattern.parse(pattern)] * shape.sizes["layer"]
+            specs, fitted = mask_specs(shape, metric, patterns), 0
             for layer, name in names_of(shape):
                 made, parent = store.made(layer, name), store.parent.read(name)
                 figures = store.figures(layer, name)
