@@ -100,11 +100,11 @@ class RecipeWork:
             model_size(self.child.shape, self.length), teacher if needs_teacher else None
         )
         is_random = control.init == "random"
-        starts_after = () if is_random or control.prune_from else self.trainings(before_last=True)
+        behind = () if is_random or control.prune_from else self.trainings(before_last=True)
         tokens = budgets.length(
             control.equality,
             self.trainings(),
-            behind=starts_after,
+            behind=behind,
             given=given.tokens if given and is_random else 0,
             per_token=per_token,
         )

@@ -21,7 +21,7 @@ def made_last(workspace: "Workspace") -> "dict[str, Artifact]":
         path = workspace.current_path(stage)
         if path and stage not in found:
             progress.warn(
-                f"{path} is left out, because it was made before the current pruned model: run `minitron {stage}` "
+                f"{path} is left out, because it was not made from the current pruned model: run `minitron {stage}` "
                 "again, or name it"
             )
     return found

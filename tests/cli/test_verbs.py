@@ -618,7 +618,7 @@ def test_a_model_of_an_earlier_pruning_is_neither_pushed_nor_judged(fresh: KeyPa
     assert fresh.run(*pushed, "--stage", "distill")["from"] == distilled["path"]
     found = invoke("eval", "blocks=2", "--json", "--runs-dir", fresh.root / "runs")
     assert list(json.loads(found.stdout)["result"]["models"]) == ["parent", "pruned"]
-    left_out = f"{distilled['path']} is left out, because it was made before the current pruned model"
+    left_out = f"{distilled['path']} is left out, because it was not made from the current pruned model"
     assert left_out in found.stderr
     assert first["path"] != second["path"]
 

@@ -28,7 +28,7 @@ SOLVED = 256
 """Size up to which a matrix is factored by a library."""
 MORE_DAMPING = 10.0  # times as much, where H is not positive definite in floating point
 MOST_DAMPING = 1e6  # which every sum of products is positive definite with
-TOO_LARGE = CheckpointError(
+TOO_LARGE = (
     "the inputs of a matrix are too large to be multiplied with each other: check the checkpoint, or use another metric"
 )
 
@@ -77,7 +77,7 @@ def inverse_factor(gram_II: "Tensor", damping: float) -> "Tensor":
     import torch
 
     if not gram_II.diagonal().isfinite().all():
-        raise TOO_LARGE
+        raise CheckpointError(TOO_LARGE)
     mean = gram_II.diagonal().mean()
     unit, share = torch.where(mean > 0, mean, 1.0), damping
     while share <= max(MOST_DAMPING, damping):
@@ -87,7 +87,7 @@ def inverse_factor(gram_II: "Tensor", damping: float) -> "Tensor":
         if _factor_(damped_II, factor_II):
             return factor_II
         share *= MORE_DAMPING
-    raise TOO_LARGE
+    raise CheckpointError(TOO_LARGE)
 
 
 def _factor_(damped_II: "Tensor", factor_II: "Tensor") -> bool:
