@@ -59,15 +59,15 @@ class Ranking:
 
     @cached_property
     def costs(self) -> list[str]:
-        """Kinds of constraints by whose costs candidates are compared."""
-        return [PARAMETERS, *(kind for kind in self.candidates[0].costs if kind != RETAINED)]
+        """Names of the costs by which candidates are compared."""
+        return [PARAMETERS, *(name for name in self.candidates[0].costs if name != RETAINED)]
 
     @cached_property
     def optimal(self) -> dict[str, set[int]]:
-        """Kind of constraint -> `id` of the candidates that are Pareto-optimal in its cost and the score."""
+        """Cost -> `id` of the candidates that are Pareto-optimal in it and the score."""
         rows = comparable(self.candidates)
-        marks = {kind: pareto_optimal(rows, kind, self.score) for kind in self.costs}
-        return {kind: {id(row) for row, mark in zip(rows, some, strict=True) if mark} for kind, some in marks.items()}
+        marks = {cost: pareto_optimal(rows, cost, self.score) for cost in self.costs}
+        return {cost: {id(row) for row, mark in zip(rows, some, strict=True) if mark} for cost, some in marks.items()}
 
     def is_chosen(self, row: CandidateResult) -> bool:
         """Whether the candidate was built; before that, whether it is the best for its target."""
@@ -96,13 +96,13 @@ def _size(target: str) -> str:
 def _candidates(ranking: Ranking, rows: Sequence[CandidateResult]) -> Table:
     shown, score, axes = rows[:SHOWN], ranking.score, list(rows[0].shape)
     varying = [axis for axis in axes if len({row.shape.get(axis) for row in rows}) > 1] or axes
-    optimal = {figure_of(kind).title: some for kind, some in ranking.optimal.items()}
+    optimal = {figure_of(cost).title: some for cost, some in ranking.optimal.items()}
     pareto = [", ".join(title for title, some in optimal.items() if id(row) in some) or None for row in shown]
     return Table.of_columns(
         "Candidates, best first",
         (RANK, [str(i + 1) for i in range(len(shown))]),
         *((Figure(axis_title(axis), style="count"), [row.shape.get(axis) for row in shown]) for axis in varying),
-        *((figure_of(kind), [cost_of(row, kind) for row in shown]) for kind in ranking.costs),
+        *((figure_of(cost), [cost_of(row, cost) for row in shown]) for cost in ranking.costs),
         (replace(OFF_TARGET, is_change=True), [row.error for row in shown]),
         (RETAINED_IMPORTANCE, [math.exp(row.costs[RETAINED]) if RETAINED in row.costs else None for row in shown]),
         (replace(score, title=f"zero-shot {score.title}"), [row.zero_shot for row in shown]),
@@ -162,9 +162,9 @@ def _curve(row: CandidateResult, ranking: Ranking) -> Line:
 def _paretos(ranking: Ranking) -> Iterator[Plot]:
     """Score against each cost, of candidates that had equal training."""
     rows = comparable(ranking.candidates)[:DRAWN]
-    for i, kind in enumerate(ranking.costs if len(rows) > 1 else ()):
-        figure, optimal = figure_of(kind), ranking.optimal[kind]
-        points = {id(row): (cost_of(row, kind), row.at_equal_training) for row in rows}
+    for i, cost in enumerate(ranking.costs if len(rows) > 1 else ()):
+        figure, optimal = figure_of(cost), ranking.optimal[cost]
+        points = {id(row): (cost_of(row, cost), row.at_equal_training) for row in rows}
         series = (
             Line(sorted(points[id(row)] for row in rows if id(row) in optimal), 5, "dashed"),
             Line(list(points.values()), 2, "points"),

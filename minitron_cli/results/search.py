@@ -28,8 +28,8 @@ class CandidateResult(Spec):
     error: float | None = None
     """Signed distance from the target as a fraction of it; None without a target."""
     costs: Mapping[str, float] = {}
-    """Kind of constraint -> cost in the constraint's unit, and `log_retained`, the logarithm of the retained
-    importance.
+    """Cost -> value in the constraint's unit, and `log_retained`, the logarithm of the retained importance. A cost is
+    named by the kind of its constraint, or by kind and settings (`latency: latency of decode at 8 x 512 tokens`).
     Measured times are not part of a result: `measured` in the run record has them."""
     zero_shot: float
     """Value of the objective before any training."""

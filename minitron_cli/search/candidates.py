@@ -19,7 +19,7 @@ def candidate_result(
     retrained_repairs: Iterable[str] = (),
     measured: Sequence[str] = (),
 ) -> CandidateResult:
-    """Candidate as it is stored. `factor` is -1 if a higher value of the objective is better. Costs whose kind is in
+    """Candidate as it is stored. `factor` is -1 if a higher value of the objective is better. Costs whose names are in
     `measured` are left out, as measured times are not part of a result."""
     candidate = entry.candidate
     return CandidateResult(
@@ -27,7 +27,7 @@ def candidate_result(
         shape=candidate.shape.prunable,
         parameters=candidate.parameters,
         error=candidate.error,
-        costs={kind: cost for kind, cost in candidate.costs.items() if kind not in measured},
+        costs={name: cost for name, cost in candidate.costs.items() if name not in measured},
         zero_shot=factor * entry.zero_shot,
         rungs=tuple(factor * score for score in entry.rungs),
         model=model_size(candidate.shape, sequence_length),

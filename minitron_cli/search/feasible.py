@@ -13,7 +13,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.search.axis_sizes import AxisSizes, HeadsOfHidden
 from minitron_cli.search.config import SearchConfig
-from minitron_cli.search.constraints import Constraint
+from minitron_cli.search.constraints import Constraint, cost_names
 from minitron_cli.search.constraints.base import Bounded, Clock, Counted, Limits, Timed
 from minitron_cli.search.constraints.memory import Memory
 from minitron_cli.search.constraints.parameters import Parameters
@@ -38,7 +38,7 @@ class Candidate:
     error: float | None
     """Signed distance from the target as a fraction of it; None without a target."""
     costs: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Kind of constraint -> cost; always has `memory`, and `log_retained`, once ranked."""
+    """Name of a cost (`constraints.cost_names`) -> cost; always has `memory`, and `log_retained`, once ranked."""
 
     @property
     def name(self) -> str:
@@ -155,8 +155,8 @@ def _refuse_growth(constraints: Sequence[Bounded], limits: Sequence[Limits], who
 
 def _candidate(row: Costed, constraints: Sequence[Constraint]) -> Candidate:
     costs: dict[str, float] = {
-        constraint.kind: cost
-        for constraint, cost in zip(constraints, row.costs, strict=True)
+        name: cost
+        for name, constraint, cost in zip(cost_names(constraints), constraints, row.costs, strict=True)
         if constraint.is_compared and not isinstance(constraint, Parameters)  # counted by the candidate itself
     }
     costs.setdefault("memory", Memory(at_most="100%").cost(row.shape))
@@ -182,8 +182,8 @@ def timed(
         limits = tuple(constraint.limits(cost.whole) for constraint, cost in zip(measured, costs, strict=True))
         costed.append(Costed(candidate.shape, tuple(cost.value for cost in costs), limits))
         if not any(costed[-1].misses()):
-            of_kind = {constraint.kind: cost.value for constraint, cost in zip(measured, costs, strict=True)}
-            found.append(replace(candidate, costs=dict(candidate.costs) | of_kind))
+            values = {name: cost.value for name, cost in zip(cost_names(measured), costs, strict=True)}
+            found.append(replace(candidate, costs=dict(candidate.costs) | values))
         if len(found) == most:
             break
     if not found:

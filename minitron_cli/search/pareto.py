@@ -16,7 +16,7 @@ def comparable(candidates: Sequence[CandidateResult]) -> list[CandidateResult]:
 
 
 def cost_of(candidate: CandidateResult, cost: str) -> float:
-    """Cost of a candidate, by the kind of the constraint that counts it."""
+    """Cost of a candidate, by its name (`constraints.cost_names`)."""
     return float(candidate.parameters if cost == PARAMETERS else candidate.costs[cost])
 
 

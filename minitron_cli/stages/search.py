@@ -32,6 +32,7 @@ from minitron_cli.search import halving, rank
 from minitron_cli.search.candidate_repair import CandidateRepair
 from minitron_cli.search.candidates import candidate_result, objective_result
 from minitron_cli.search.config import SearchConfig
+from minitron_cli.search.constraints import cost_names
 from minitron_cli.search.constraints.base import Timed
 from minitron_cli.search.feasible import WITH_HIDDEN, Candidate
 from minitron_cli.search.rank import RankedCandidate
@@ -95,7 +96,7 @@ def run(
         **({"signals": signals.fingerprint} if (signals := retraining and retraining.signals) else {}),
         **(repair.inputs() if repair else {}),
     }
-    timed = sorted({constraint.kind for constraint in config.constraints if isinstance(constraint, Timed)})
+    timed = sorted(set(cost_names([one for one in config.constraints if isinstance(one, Timed)])))
 
     def stored(label: str, entry: RankedCandidate) -> CandidateResult:
         repairs = repair.applied(builder.plan(entry.candidate.shape), bool(entry.rungs)) if repair else {}
@@ -259,8 +260,8 @@ def _winner(ranked: Sequence[RankedCandidate], axes: Iterable[str], count: int) 
 
 
 def _measured(timed: Sequence[str], found: Found) -> dict[str, dict[str, float]]:
-    """Shape of a candidate -> kind of timed constraint -> measured cost; empty if nothing was timed."""
+    """Shape of a candidate -> name of a timed constraint's cost -> cost; empty if nothing was timed."""
     if not timed:
         return {}
     candidates = (entry.candidate for ranked in found.values() for entry in ranked)
-    return {shape_key(c.shape.prunable): {kind: c.costs[kind] for kind in timed} for c in candidates}
+    return {shape_key(c.shape.prunable): {name: c.costs[name] for name in timed} for c in candidates}

@@ -1,5 +1,8 @@
 """Constraints of a search, one file each. The union is the registry: a new kind is a file and a name here."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, get_args
 
 from pydantic import Field
@@ -20,11 +23,28 @@ Constraint = Annotated[
 KINDS: dict[str, type[Bounded]] = {
     kind.model_fields["kind"].default: kind for kind in get_args(get_args(Constraint)[0])
 }
+SEPARATOR = ": "
+"""Between the kind of a constraint and the quantity, in the name of its cost."""
 
 
-def figure_of(kind: str) -> Figure:
-    """Figure of the cost of a kind of constraint.
+def cost_names(constraints: Sequence[Constraint]) -> list[str]:
+    """Names of the constraints' costs: the kind, and the quantity where another one of that kind has another.
 
-    A kind that this installation lacks, of an artifact that another one made, goes by its name.
+    For example, `memory`; or, of two kinds of latency, `latency: latency of decode at 8 x 512 tokens`.
     """
-    return KINDS[kind].figure if kind in KINDS else Figure(kind.replace("_", " "))
+    quantities = defaultdict(set)
+    for constraint in constraints:
+        quantities[constraint.kind].add(constraint.quantity)
+    return [
+        f"{one.kind}{SEPARATOR}{one.quantity}" if len(quantities[one.kind]) > 1 else one.kind for one in constraints
+    ]
+
+
+def figure_of(cost: str) -> Figure:
+    """Figure of a cost, by its name.
+
+    A kind of constraint that this installation lacks, of an artifact that another one made, goes by its name.
+    """
+    kind, _, quantity = cost.partition(SEPARATOR)
+    figure = KINDS[kind].figure if kind in KINDS else Figure(kind.replace("_", " "))
+    return replace(figure, title=quantity) if quantity else figure

@@ -40,4 +40,6 @@ class Memory(Between, Counted):
 
     @property
     def quantity(self) -> str:
-        return f"{self.figure.title} at {self.batch} x {self.length:,} tokens"
+        stored = {"weights": self.weights, "cache": self.cache}
+        other = "".join(f", {what} in {dtype}" for what, dtype in stored.items() if dtype != "bfloat16")
+        return f"{self.figure.title} at {self.batch} x {self.length:,} tokens{other}"

@@ -119,6 +119,29 @@ def test_constraints_combine(qwen3_8b):
     assert all(c.error is None and c.costs["memory"] == memory.cost(c.shape) for c in found)
 
 
+def test_constraints_of_one_kind_have_a_cost_each(qwen3_8b):
+    one, many = Memory(at_most="60GiB"), Memory(batch=96, at_most="200GiB")
+    narrow = Memory(weights="int4", cache="fp8", at_most="60GiB")
+    found = admitted(qwen3_8b, {"layer": (28, 30)}, [one, many, narrow])
+    costs = {f"memory: {each.quantity}": each.cost for each in (one, many, narrow)}
+    assert list(costs) == [
+        "memory: memory at 1 x 8,192 tokens",
+        "memory: memory at 96 x 8,192 tokens",
+        "memory: memory at 1 x 8,192 tokens, weights in int4, cache in fp8",
+    ]
+    assert len(found) == 2
+    for candidate in found:
+        assert {name: candidate.costs[name] for name in costs} == {
+            n: cost(candidate.shape) for n, cost in costs.items()
+        }
+        assert len({candidate.costs[name] for name in costs}) == 3
+
+
+def test_two_limits_of_one_quantity_are_one_cost(qwen3_8b):
+    found = admitted(qwen3_8b, {"layer": (28, 30)}, [Memory(at_most="60GiB"), Memory(at_least="1GiB")])
+    assert [set(candidate.costs) for candidate in found] == [{"memory"}] * 2
+
+
 def test_a_share_is_one_of_the_parents(qwen3_8b):
     half = admitted(qwen3_8b, {"hidden": (), "ffn": ()}, [Parameters(target="50%", count="non_embedding")])
     whole = qwen3_8b.parameters("non_embedding")
@@ -268,6 +291,17 @@ def test_no_more_is_timed_than_it_takes(qwen3_8b, constraint):
     assert [c.shape.sizes["layer"] for c in found] == [30, 28]
     assert clock.asked == [34, 30, 33, 28]
     assert set(found[0].costs) == {constraint.kind}
+
+
+def test_times_of_one_kind_have_a_cost_each(qwen3_8b):
+    limits = [Latency(at_most=30), Latency(batch=8, phase="prefill", at_most=31)]
+    found = timed(qwen3_8b, candidates(qwen3_8b, 34, 20), limits, 2, Clock())
+    assert [candidate.costs for candidate in found] == [
+        {
+            "latency: latency of decode at 1 x 512 tokens": 20.0,
+            "latency: latency of prefill at 8 x 512 tokens": 20.0,
+        }
+    ]
 
 
 def test_a_latency_that_nothing_keeps(qwen3_8b):

@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
 
 from minitron_cli.figures import Figure
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.search import CandidateResult
+from minitron_cli.search.constraints import figure_of
 from minitron_cli.search.pareto import comparable, cost_of, pareto_optimal
 
 SIZE = ModelSize(sizes={}, parameters=1, non_embedding=1, decoder_flops=1, head_flops=1)
@@ -47,3 +49,10 @@ def test_those_that_were_retrained_are_compared_after_equal_training():
 def test_costs_are_found_by_the_kind_of_their_constraint():
     (one,) = candidates([(7, 1.0)])
     assert (cost_of(one, "parameters"), cost_of(one, "throughput")) == (7, 7)
+
+
+def test_a_cost_with_settings_in_its_name_is_presented_as_its_kind_is():
+    name = "throughput: throughput of decode at 8 x 512 tokens"
+    assert figure_of(name) == replace(figure_of("throughput"), title="throughput of decode at 8 x 512 tokens")
+    some = [CandidateResult(shape={}, parameters=1, costs={name: x}, zero_shot=1.0, model=SIZE) for x in (1.0, 2.0)]
+    assert pareto_optimal(some, name, LOWER) == [False, True], "more is better"
