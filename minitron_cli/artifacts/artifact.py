@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -77,6 +78,16 @@ class Artifact:
         """Result that the stage stored. ArtifactError if it is of another kind, schema or version, or is damaged."""
         self.file(RESULT)
         return kind.read(self.path)
+
+    def mark_used(self) -> None:
+        """Note that a run made it or found it up to date: the time of its directory. Nothing if that is read-only."""
+        with suppress(OSError):
+            os.utime(self.path)
+
+    @property
+    def used(self) -> int:
+        """When `mark_used` was called last, in nanoseconds; it tells artifacts of the same content and other labels."""
+        return self.path.stat().st_mtime_ns
 
     @property
     def run(self) -> RunRecord | None:

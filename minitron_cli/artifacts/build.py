@@ -187,6 +187,7 @@ def _sound(path: Path, key: str) -> Artifact | None:
 def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
     """Make a finished artifact the current one and remove temporary files of this and of interrupted runs."""
     if process_rank.is_first_process():
+        artifact.mark_used()
         if not context.is_between:
             context.workspace.point(artifact)
         io.remove_tree(scratch)

@@ -14,9 +14,11 @@ GIVEN = "teacher"  # a stage that makes an original model: not part of the cost 
 def lineage(workspace: Workspace, product: Artifact) -> list[Artifact]:
     """Artifacts that `product` was made from, itself last, each once.
 
-    If the parent is itself a product of minitron, its lineage comes first. Removed artifacts are left out.
+    If the parent is itself a product of minitron, its lineage comes first. Removed artifacts are left out. Of artifacts
+    with the same content, as of a step that was renamed, it is the one that a run used last.
     """
-    made = {known: artifact for artifact in _everything(workspace) for known in fingerprints(artifact)}
+    everything = sorted(_everything(workspace), key=lambda artifact: artifact.used)
+    made = {known: artifact for artifact in everything for known in fingerprints(artifact)}
     found: dict[str, Artifact] = {}
 
     def follow(artifact: Artifact) -> None:

@@ -83,6 +83,21 @@ def test_what_a_step_made_is_the_next_ones_parent(tmp_path, teacher):
     assert [step.product.path for step in again] == [first.product.path, second.product.path]
 
 
+@pytest.mark.slow
+def test_a_renamed_step_has_its_new_name_in_costs(tmp_path):
+    write_place(tmp_path)
+    named = ("wide", "broad", "wide", "zoom", "broad")  # before and after each other in the alphabet, and back again
+    for first in named:
+        steps = (
+            Step(label=first, prune=PruneConfig(shape={"ffn": 32}, repair="none")),
+            Step(label="narrow", prune=PruneConfig(shape={"ffn": 16}, repair="none")),
+        )
+        pipeline.run(recipe(tmp_path / "model", data(tmp_path), steps=steps), context(tmp_path / "run"))
+        product = Product.current(Workspace(tmp_path / "run"))
+        assert [made.label for made in product.steps] == [first, "narrow"]
+        assert {product.step_labels[made.key] for made in product.lineage} == {first, "narrow"}
+
+
 CHAIN = (
     Step(label="wide", prune=PruneConfig(shape={"ffn": 32}, repair="none")),
     Step(label="narrow", prune=PruneConfig(shape={"ffn": 16}, repair="none")),
