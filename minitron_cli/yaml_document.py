@@ -197,8 +197,12 @@ def _put(values: Any, place: KeyPath, value: Any) -> None:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether a value of a section can be the name of a kind, which `kind: name` with options says as well."""
-    return isinstance(value, str) and value.isidentifier()
+    """Whether a value of a section can be the name of a kind, which `kind: name` with options says as well.
+
+    A number may follow, as that of a task's shots: `winogrande:5`.
+    """
+    name, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return name.isidentifier() and (not number or number.isdecimal())
 
 
 def _has(values: Any, part: str | int) -> bool:

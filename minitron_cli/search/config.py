@@ -81,7 +81,16 @@ class TaskObjective(Spec):
 
 
 def _objective(value: Any) -> Any:
-    return {"task": value} if isinstance(value, str) and value not in ("loss", "kl") else value
+    """An objective by its name, which is the kind where settings stand beside it: `objective.metric=f1`."""
+    name = value.get("kind") if isinstance(value, dict) else value
+    if not isinstance(name, str) or name == "task":
+        return value
+    settings = {key: setting for key, setting in value.items() if key != "kind"} if value is not name else {}
+    if name not in OBJECTIVE_FIGURES:
+        return {"task": name, **settings}
+    if settings:
+        raise ValueError(f"{name} has no {next(iter(settings))}; name a task, or leave it out")
+    return name
 
 
 Objective = Annotated[

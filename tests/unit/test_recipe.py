@@ -13,6 +13,7 @@ from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.recipe import Control, Recipe
+from minitron_cli.search.config import TaskObjective
 
 RECIPE = """\
 model: llama-3.1-8b
@@ -158,6 +159,16 @@ def test_an_error_in_a_file_names_the_line() -> None:
 def test_a_misspelt_key_is_said_before_the_one_that_is_missing_for_it() -> None:
     with pytest.raises(RecipeError, match=r"^r\.yaml:1: modle is not a known key; did you mean model\?$"):
         read(RECIPE.replace("model:", "modle:"))
+
+
+@pytest.mark.parametrize("task", ["winogrande:5", "winogrande"])
+def test_settings_are_set_beside_the_name_of_a_task(task: str) -> None:
+    text = f"{RECIPE}search: {{budget: {{target: 50%}}, objective: {task}}}\n"
+    found = read(text, "prune.shape=null", "search.objective.metric=f1").search
+    assert found is not None
+    assert found.objective == TaskObjective(task=task, metric="f1")
+    with pytest.raises(RecipeError, match=r"^search\.objective\.metrik is not a known key; did you mean metric\?$"):
+        read(text, "prune.shape=null", "search.objective.metrik=f1")
 
 
 def test_options_are_set_beside_the_name_of_a_kind() -> None:

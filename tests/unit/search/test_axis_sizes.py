@@ -97,6 +97,7 @@ def test_a_published_space_serves_a_smaller_parent(llama):
         ({"constraints": [{"kind": "parameters", "target": "4B", "at_most": "5B"}]}, "not both"),
         ({"constraints": [{"kind": "memory", "at_most": "16 gigs"}]}, "write 16GiB, 24GB, 80% or a number of bytes"),
         ({"budget": {"target": "-5%"}}, "is not a quantity"),
+        ({"budget": {"target": "4B"}, "objective": {"kind": "loss", "metric": "f1"}}, "loss has no metric"),
     ],
 )
 def test_what_makes_no_sense_is_refused(written, message):
@@ -110,6 +111,8 @@ def test_what_makes_no_sense_is_refused(written, message):
         ("winogrande:5", "winogrande:5 acc", "higher"),
         ({"task": "wikitext", "metric": "word_perplexity"}, "wikitext word_perplexity", "lower"),
         ({"task": "mine", "metric": "regret", "better": "lower"}, "mine regret", "lower"),
+        ({"kind": "task", "task": "mine"}, "mine acc", "higher"),
+        ({"kind": "winogrande:5", "metric": "f1"}, "winogrande:5 f1", "higher"),
     ],
 )
 def test_a_task_can_be_the_objective(written, name, better):
