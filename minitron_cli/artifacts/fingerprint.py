@@ -5,12 +5,13 @@ from pathlib import Path
 from minitron_cli import canonical_json, io
 from minitron_cli.artifacts import file_hashes
 from minitron_cli.artifacts.artifact import check_model
+from minitron_cli.artifacts.license_files import is_license
 from minitron_cli.artifacts.manifest import CHAT_TEMPLATES, MANIFEST, RUN, Manifest
 from minitron_cli.results.base import RESULT
 
 
 def of_directory(directory: Path, hashed: file_hashes.Hash = file_hashes.records) -> str:
-    """Content hash of all files of a model: weights and masks, configs, tokenizer.
+    """Content hash of all files of a model: weights and masks, configs, tokenizer; not of license texts.
 
     ArtifactError for a stage's damaged result.
     """
@@ -46,4 +47,4 @@ def of_tokenizer(directory: Path) -> str:
 
 def _matters(name: str) -> bool:
     suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja", ".masks")
-    return name.endswith(suffixes) and not name.startswith(".") and name not in (MANIFEST, RUN, RESULT)
+    return name.endswith(suffixes) and not (name.startswith(".") or name in (MANIFEST, RUN, RESULT) or is_license(name))

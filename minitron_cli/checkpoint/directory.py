@@ -5,9 +5,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from minitron_cli.artifacts.license_files import is_license
 from minitron_cli.errors import CheckpointError
 
-# Endings of the names of the files that are read.
+# Endings of the names of the files that are read, beside license texts.
 READ = (".safetensors", ".json", ".model", ".txt", ".jinja", ".masks")
 MAX_METADATA_BYTES = 1 << 30
 HOLES_FROM_BYTES = 1 << 30  # a smaller file is read in a moment, whatever it holds
@@ -28,7 +29,7 @@ def check(path: Path) -> None:
 def _read(path: Path) -> Iterator[Path]:
     for folder in (path, path / "additional_chat_templates"):
         if folder.is_dir():
-            yield from (file for file in sorted(folder.iterdir()) if file.name.endswith(READ))
+            yield from (f for f in sorted(folder.iterdir()) if f.name.endswith(READ) or is_license(f.name))
 
 
 def _is_inside(target: str, directory: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitron_cli import io, stopping, strict_json
 from minitron_cli.artifacts import fingerprint
+from minitron_cli.artifacts.license_files import license_files
 from minitron_cli.checkpoint import base_names, config_checks, document_masks, text_growth
 from minitron_cli.checkpoint.reader import Checkpoint, main_dtype
 from minitron_cli.checkpoint.writer import TensorSpec, blank_like, write_checkpoint
@@ -320,7 +321,8 @@ def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, T
 def side_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Files of a checkpoint that a child has unchanged, whether they exist or not."""
     of_processor = PROCESSOR_FILES if checkpoint.wrapper else ()
-    return ("generation_config.json", *TOKENIZER_FILES, *of_processor, *fingerprint.templates(checkpoint.path))
+    others = (*fingerprint.templates(checkpoint.path), *license_files(checkpoint.path))
+    return ("generation_config.json", *TOKENIZER_FILES, *of_processor, *others)
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from minitron_cli import stopping
 from minitron_cli.artifacts import fingerprint
+from minitron_cli.artifacts.license_files import PATTERNS as LICENSES
 from minitron_cli.checkpoint import hub_blobs, other_formats
 from minitron_cli.checkpoint.aliases import aliases
 from minitron_cli.errors import CheckpointError, EnvironmentFault
 
 DEMO_TEACHER = "demo-teacher"
 """Name of the model that ships with the package."""
-FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "*.masks", "README.md")
+FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "*.jinja", "*.masks", "README.md", *LICENSES)
 """Patterns of the files of a hub repository that are downloaded."""
 OTHER_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
 """Patterns of the weights once more, in the format of other programs, which some repositories hold."""

@@ -529,6 +529,16 @@ def a_template_that_is_a_link_to_a_secret(d):
     link(d, "chat_template.jinja", secret(d))
 
 
+@broken(f"LICENSE.txt {OUTSIDE}")
+def a_license_that_is_a_link_to_a_secret(d):
+    link(d, "LICENSE.txt", secret(d))
+
+
+@broken(f"NOTICE {OUTSIDE}")
+def a_notice_that_is_a_link_to_a_secret(d):
+    link(d, "NOTICE", secret(d))
+
+
 @broken(f"config.json {OUTSIDE}")
 def a_config_that_is_a_link_upward(d):
     (d / "config.json").rename(d.parent / "config.json")

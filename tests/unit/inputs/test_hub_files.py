@@ -12,6 +12,9 @@ WANTED = [
     "tokenizer.json",
     "additional_chat_templates/tool.jinja",
     "sparsity.masks",
+    "LICENSE",
+    "NOTICE.md",
+    "USE_POLICY.md",
 ]
 OTHERS = [
     "original/model.safetensors",
