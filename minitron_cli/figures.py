@@ -1,6 +1,6 @@
 """A figure's title, unit, format and direction, owned by whatever is measured. Knows no measurement and no page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,6 +91,12 @@ def short(value: float) -> str:
     size, unit = next((one for one in units if abs(value) >= 0.9995 * one[0]), (1, ""))
     is_whole = not unit and value == int(value)
     return f"{value:g}" if is_whole else f"{value / size:#.3g}".rstrip(".") + unit
+
+
+def listed(values: Sequence[object]) -> str:
+    """Values in a sentence: `hidden, ffn and layer`."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def memory_size(size_bytes: float) -> str:

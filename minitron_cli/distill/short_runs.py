@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from minitron_cli import progress
 from minitron_cli.errors import RecipeError
+from minitron_cli.figures import listed
 
 MIN_STEPS = 100  # for which a batch is lowered: a quarter of the steps of the shortest published training
 WARMUP_SHARE = 10  # the warm-up is at most one step in so many
@@ -148,17 +149,13 @@ def _remark(settings: Settings, changed: dict[str, float], steps: int) -> str:
         f"{name} is {_shown(value)} instead of {_shown(getattr(settings, name))}" for name, value in changed.items()
     ]
     return (
-        f"{settings.section}: {_listed(parts)}, to fit {steps:,} step{'s' * (steps != 1)}; set "
-        f"{_listed([f'{settings.section}.{name}' for name in changed])} to choose yourself"
+        f"{settings.section}: {listed(parts)}, to fit {steps:,} step{'s' * (steps != 1)}; set "
+        f"{listed([f'{settings.section}.{name}' for name in changed])} to choose yourself"
     )
 
 
 def _shown(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _listed(parts: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def fit(settings: AnySettings, sequence_length: int, blocks: int, parameters: int | None = None) -> AnySettings:

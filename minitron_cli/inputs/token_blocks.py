@@ -1,7 +1,8 @@
 """Token blocks that stages read; text is tokenized once per workspace."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.build import Context
@@ -27,6 +28,11 @@ def blocks_of(context: Context, data: DataConfig, split: Literal["train", "valid
     if possible >= rows:
         _check_ids(blocks, rows, tokenizer, split, model)
     return blocks
+
+
+def given_texts(data: DataConfig | None, blocks: Iterable[Blocks]) -> dict[str, Any]:
+    """Settings that blocks are of, by the blocks' fingerprints, for `Context.record`."""
+    return dict.fromkeys((one.fingerprint for one in blocks), data.model_dump(mode="json")) if data else {}
 
 
 def text_identity(data: DataConfig, split: Literal["train", "validation"], model: Path) -> str:

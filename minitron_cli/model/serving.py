@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
+from minitron_cli.figures import listed
 from minitron_cli.model.assumptions import Broken, no_multiple, taken_for_another, unequal
 from minitron_cli.model.family import HeadSize
 from minitron_cli.model.layout import Layout, parse
@@ -203,7 +204,7 @@ def _nearest_for_llama_cpp(shape: Shape, parent: Shape) -> dict[str, int]:
 def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
     works = [1, *(n for n in TENSOR_PARALLEL if all(not size % n for size in _split_sizes(shape, n).values()))]
     refused = [n for n in TENSOR_PARALLEL if n not in works]
-    reason = f"over {_listed(works)} devices"
+    reason = f"over {listed(works)} devices"
     if not refused:
         return Finding("tensor parallel", "ok", reason)
     most = max(refused)
@@ -213,7 +214,7 @@ def _tensor_parallel(shape: Shape, parent: Shape) -> Finding:
     nearest = _nearest(shape, parent, dict.fromkeys(_split_sizes(shape, most), most), groups_are_copied=True)
     if not splits_over(shape.resize(**nearest), most):
         nearest = {}  # an axis that is not pruned
-    return Finding("tensor parallel", level, f"{reason}, not over {_listed(refused)} ({why})", nearest)
+    return Finding("tensor parallel", level, f"{reason}, not over {listed(refused)} ({why})", nearest)
 
 
 def _split_sizes(shape: Shape, devices: int) -> dict[str, int]:
@@ -340,7 +341,3 @@ def _nearest(
 def _multiple(size: int, of: int, most: int) -> int:
     """Multiple of `of` nearest to a size and not above `most`, the larger of two; 0 if there is none."""
     return min(max(1, (2 * size + of) // (2 * of)), most // of) * of if of else 0
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return " and ".join(filter(None, (", ".join(map(str, numbers[:-1])), str(numbers[-1]))))

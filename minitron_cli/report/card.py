@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.figures import listed
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import STARTS, Evaluated, metric_names
 from minitron_cli.report.markdown import code, inline, section
@@ -17,9 +18,7 @@ from minitron_cli.report.sections import view
 from minitron_cli.report.text import clean
 from minitron_cli.results.evaluation import TaskSource
 
-ABOUT = "A language model compressed by structured pruning and knowledge distillation."
-SECTIONS = ("results", "scratch", "metrics", "shape", "cost", "reproduce")  # of the page
-TAGS = ("minitron", "pruning", "knowledge-distillation")
+SECTIONS = ("results", "scratch", "metrics", "shape", "sparsity", "cost", "reproduce")  # of the page
 USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({name})
@@ -82,12 +81,30 @@ def model_card(data: ReportData, *, name: str, loaded_as: str = "", hub: HubFact
         base_model_relation=RELATION if hub.base_model else None,
         library_name="transformers",
         pipeline_tag="image-text-to-text" if data.wrapper else "text-generation",
-        tags=list(TAGS),
+        tags=list(_tags(data)),
         model_name=clean(name),
         eval_results=list(_eval_results(data.first("distilled", *STARTS))) or None,
     )
     parts = ("---\n" + metadata.to_yaml() + "\n---", *_body(data, name, loaded_as or name))
     return clean("\n\n".join(parts)) + "\n"
+
+
+def _tags(data: ReportData) -> Iterator[str]:
+    yield "minitron"
+    if data.prune or data.sparsity:
+        yield "pruning"
+    if data.sparsity:
+        yield "sparse"
+    if data.is_taught:
+        yield "knowledge-distillation"
+
+
+def _about(data: ReportData) -> str:
+    """What was done to the model, in a sentence; empty if nothing was."""
+    pruned = ["structured pruning"] * bool(data.prune) + ["pruning of single weights"] * bool(data.sparsity)
+    trained = [] if data.is_taught is None else ["knowledge distillation" if data.is_taught else "further training"]
+    how = listed([*pruned, *trained]) if pruned or trained else ""
+    return how and f"A language model {'compressed' if pruned else 'made'} by {how}."
 
 
 def _cleaned(hub: HubFacts) -> dict[str, Any]:
@@ -116,7 +133,8 @@ def _eval_results(model: Evaluated | None) -> Iterator[EvalResult]:
 def _body(data: ReportData, name: str, loaded_as: str) -> Iterator[str]:
     shown = view(replace(data, other_costs=()))
     yield f"# {inline(name)}"
-    yield ABOUT
+    if about := _about(data):
+        yield about
     if shown.lead:
         yield inline(shown.lead)
     yield from (section(one) for one in shown.sections if one.anchor in SECTIONS)

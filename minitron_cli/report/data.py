@@ -31,6 +31,8 @@ class ReportData:
     """Name of the product's teacher, if it is another model than the parent."""
     signals: str = ""
     """What the product learned from in place of a live teacher; empty if the teacher ran."""
+    is_taught: bool | None = None
+    """Whether the product's training had a teacher; None if it was not trained."""
     wrapper: str = ""
     """Model type of the multimodal wrapper that the product is in; empty if it is in none."""
     worse: Worsening | None = None

@@ -282,6 +282,20 @@ class Product:
         known = made.manifest.inputs["student"]
         return "" if known in self.made or known in self._made_here else self.name(known) or "STUDENT"
 
+    def named_for(self, evaluation: Artifact) -> list[str]:
+        """Names of the models that the user gave to an evaluation; none if it was of what the workspace had made."""
+        given = {
+            label.removeprefix("model "): known
+            for label, known in evaluation.manifest.inputs.items()
+            if label.startswith("model ") and label not in (f"model {PARENT}", f"model {ORIGINAL}")
+        }
+        made = {
+            known: one for stage in _MODELS for one in self.workspace.artifacts(stage) for known in fingerprints(one)
+        }
+        if given.keys() <= {*LABELS, *(one.label for one in made.values())}:
+            return []
+        return [place(made[known].path) if known in made else self.name(known) or "MODEL" for known in given.values()]
+
     def directory(self, model: str) -> Path | None:
         """Directory of the model with this fingerprint that the user gave, if it is on this machine."""
         hub_id, _, commit = model.partition("@")

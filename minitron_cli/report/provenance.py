@@ -1,6 +1,5 @@
 """Provenance of a result: inputs, cost, and the commands that make it again."""
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,13 +8,14 @@ from minitron_cli.artifacts import manifest
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.cost.compute import Entry, total
 from minitron_cli.cost.derive import spent
-from minitron_cli.evaluate.config import CODE_TASKS
 from minitron_cli.figures import Figure
 from minitron_cli.report.evaluation import LABELS
 from minitron_cli.report.price import FLOPS, TOKENS
 from minitron_cli.report.product import Product, place, without_directories
+from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
+from minitron_cli.results.evaluation import PARENT
 
 CostRow = tuple[str, Entry]
 """Stage, with its label if it has one, and the cost of one kind of its work."""
@@ -63,21 +63,32 @@ def lineage_section(rows: Sequence[tuple[str, ...]]) -> Section:
 def commands(product: Product) -> Iterator[str]:
     """Shell commands with every setting that make the product, its controls and its evaluation again."""
     last: object = None
+    is_named = False  # whether a command has named the model that later ones work on
     for made in product.artifacts:
         config, inputs = made.manifest.config, made.manifest.inputs
         words = [manifest.command_of(made.stage)]
+        start = inputs.get("model") or inputs.get(f"model {PARENT}") or inputs.get("teacher")
+        if start and (made.stage == "importance" or not (is_named or start in product.made)):
+            words.append(shlex.quote(_parent(product, start)))
+            is_named = True
         if made.stage == "importance":
-            words.append(shlex.quote(_parent(product, inputs["model"])))
             words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
+        if made.stage == "evaluate":
+            words += [shlex.quote(name) for name in product.named_for(made)]
         if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
             words += ["--teacher", shlex.quote(teacher)]
         if made.stage == "distill" and (student := product.student(made)):
             words += ["--student", shlex.quote(student)]
-        text = next((text for name in inputs.values() if isinstance(text := product.given.get(name), dict)), last)
-        if text != last:
-            words += settings({"data": without_directories(text)})
+        text = given_text(inputs, product.given)
+        if text and text != last:
+            words += text_settings(without_directories(text))
             last = text
-        yield " ".join([*words, *settings_of(config)])
+        yield " ".join([*words, *stage_settings(made.stage, config)])
+
+
+def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings of the text among the inputs of a result, as far as they are known."""
+    return next((text for name in inputs.values() if isinstance(text := given.get(name), dict)), None)
 
 
 def _parent(product: Product, model: str) -> str:
@@ -86,20 +97,3 @@ def _parent(product: Product, model: str) -> str:
     if made and made.stage == "prune":
         return place(made.path.with_name(made.key[:8]))
     return product.name(model) or "MODEL"
-
-
-def settings_of(config: Mapping[str, Any]) -> Iterator[str]:
-    """Arguments with every setting of a stage, and the permission that it needs."""
-    yield from settings(config)
-    if any(task["name"] in CODE_TASKS for task in config.get("tasks", ())):
-        yield "--allow-code-execution"
-
-
-def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Settings as arguments KEY=VALUE, quoted for a shell."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from settings(value, f"{prefix}{name}.")
-        elif value is not None and value != {} and value != []:
-            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            yield f"{prefix}{name}={shlex.quote(text)}"

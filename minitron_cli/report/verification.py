@@ -12,7 +12,8 @@ from minitron_cli.artifacts.verification import Checked
 from minitron_cli.artifacts.workspace import GIVEN, SETTINGS, STUDY_RUNS, Workspace
 from minitron_cli.data import token_file
 from minitron_cli.errors import ArtifactError, CheckpointError
-from minitron_cli.report import provenance
+from minitron_cli.report.provenance import given_text
+from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.results.verification import Finding, Verification
 
 
@@ -93,12 +94,13 @@ def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
     if checked.manifest is None or checked.stage == "teacher":
         return
     inputs = checked.manifest.inputs
-    if checked.stage == "importance":
-        yield shlex.quote(str(given.get(inputs["model"], inputs["model"].partition("@")[0])))
-        yield from provenance.settings({"data": given.get(inputs["data"], {})})
+    model = inputs.get("model", "")
+    if checked.stage == "importance" or (checked.stage in ("sparsify", "correct") and model in given):
+        yield shlex.quote(str(given.get(model, model.partition("@")[0])))
+    yield from text_settings(given_text(inputs, given) or {})
     if checked.stage in ("distill", "teach") and isinstance(teacher := given.get(inputs["teacher"]), str):
         yield from ("--teacher", shlex.quote(teacher))
-    yield from provenance.settings_of(checked.manifest.config)
+    yield from stage_settings(checked.stage, checked.manifest.config)
 
 
 def _lost_inputs(checked: Sequence[Checked], given: Mapping[str, Any]) -> Iterator[tuple[Checked, str]]:

@@ -11,7 +11,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.price.offer import offered_training
 from minitron_cli.results.training import CorrectionResult
 
@@ -52,7 +52,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         price=lambda: offered_training(context, parent, None, config, train_blocks, len(validation_blocks)),
         together=True,
     )
-    context.record({parent.fingerprint: parent.name, train_blocks.fingerprint: data.model_dump(mode="json")})
+    context.record({parent.fingerprint: parent.name, **given_texts(data, (train_blocks, validation_blocks))})
     training_run.warn_if_worse(made.result(CorrectionResult), config.section)
     return made
 

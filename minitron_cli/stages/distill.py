@@ -12,7 +12,7 @@ from minitron_cli.distill.hidden_state_losses import StatePair, relation_pairs, 
 from minitron_cli.distill.teacher_signals import Student, TeacherSignals
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.price.offer import offered_training
 from minitron_cli.results.training import TrainingResult
 
@@ -68,7 +68,7 @@ def run(
     )
     given = {} if start.path.is_relative_to(context.workspace.root) else {start.fingerprint: start.name}
     named = {**given, teacher.fingerprint: teacher.name}
-    context.record({**named, train_blocks.fingerprint: data.model_dump(mode="json")})
+    context.record({**named, **given_texts(data, (train_blocks, validation_blocks))})
     training_run.warn_if_worse(made.result(TrainingResult), config.section)
     return made
 

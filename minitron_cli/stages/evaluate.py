@@ -23,7 +23,7 @@ from minitron_cli.evaluate.measurements import Measurements, against
 from minitron_cli.evaluate.speed_record import speed_of
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.price import evaluation as work_of
 from minitron_cli.price import subject as subjects_of
 from minitron_cli.price.offer import offered
@@ -98,6 +98,8 @@ def run(
         forecast=benchmark.forecast,
         price=lambda: _price(benchmark, subjects),
     )
+    named = {s.fingerprint: s.name for s in subjects.values() if not s.path.is_relative_to(context.workspace.root)}
+    context.record(named | given_texts(data, () if blocks is None else [blocks]))
     name = others_beside(parent.fingerprint)
     if beside or context.workspace.given.get(name):
         context.record({name: {label: found.model_dump(mode="json") for label, found in beside.items()}})

@@ -28,7 +28,7 @@ from minitron_cli.importance.layer_removal import layer_blocks
 from minitron_cli.importance.learned_masks import LearnedMasks
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.processes import Processes, join_processes
@@ -102,7 +102,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
         price=lambda: scoring.price(blocks.sequence_length),
         together=True,
     )
-    context.record({parent.fingerprint: parent.name, blocks.fingerprint: data.model_dump(mode="json")})
+    context.record({parent.fingerprint: parent.name, **given_texts(data, [blocks])})
     return made
 
 

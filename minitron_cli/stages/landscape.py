@@ -17,7 +17,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.landscape import directions, measure
 from minitron_cli.landscape.config import LandscapeConfig
 from minitron_cli.landscape.directions import Coordinates
@@ -71,7 +71,7 @@ def run(
         price=measuring.price,
     )
     given = {model.fingerprint: model.name for model in models.values()}
-    context.record({**given, blocks.fingerprint: data.model_dump(mode="json")})
+    context.record({**given, **given_texts(data, [blocks])})
     _warn(made.result(LandscapeResult), config)
     return made
 

@@ -16,7 +16,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.resume import discard_damaged
 from minitron_cli.model.serving import deriving_head_size
@@ -101,7 +101,7 @@ def run(
         check_samples(calibration.samples, texts["train"], "importance.samples")
     pruning = _Pruning(builder, config, candidates, calibration, texts, original, plain)
     pruning.check()
-    return produce(
+    made = produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -112,6 +112,8 @@ def run(
         forecast=pruning.forecast,
         price=pruning.price,
     )
+    context.record(given_texts(data, texts.values()))
+    return made
 
 
 def _texts(

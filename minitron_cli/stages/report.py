@@ -37,7 +37,7 @@ from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
 from minitron_cli.stages import correct
 
-STAGE, VERSION = "report", 7
+STAGE, VERSION = "report", 8
 PAGE, CARD = "report.html", "model-card.md"
 MAX_CARD = 1 << 20  # characters read of a parent's card
 
@@ -116,6 +116,7 @@ def report_data(product: Product, title: str) -> ReportData:
         steps=tuple(made.label for made in product.steps),
         teacher=product.teacher(distilled) if distilled else "",
         signals=(distilled.result(TrainingResult).signals or "") if distilled else "",
+        is_taught=distilled.result(TrainingResult).uses_teacher if distilled else None,
         wrapper=_wrapper(product.artifact),
         worse=distilled.result(TrainingResult).worse if distilled else None,
         to_evaluate=product.to_evaluate,

@@ -15,7 +15,7 @@ from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs import tokenizers
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.layerwise.processes import join_processes
 from minitron_cli.layerwise.resume import discard_damaged
 from minitron_cli.price import search as work_of
@@ -156,6 +156,7 @@ def run(
         price=price,
         together=True,
     )
+    context.record(given_texts(data, (train_blocks, validation)))
     _warn_if_worse(made.result(SearchResult))
     return made
 

@@ -22,7 +22,7 @@ from minitron_cli.errors import InputError
 from minitron_cli.evaluate.beside_parent import BesideParent
 from minitron_cli.evaluate.statistics import compare
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.layerwise.activation_store import ActivationStore
 from minitron_cli.layerwise.calibration_errors import check_samples
 from minitron_cli.layerwise.layer_loop import LayerTask, run_layers
@@ -97,7 +97,7 @@ def run(
         forecast=making.forecast,
         price=making.price,
     )
-    context.record({parent.fingerprint: parent.name})
+    context.record({parent.fingerprint: parent.name, **given_texts(data, texts.values())})
     return made
 
 

@@ -21,7 +21,7 @@ from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.teaching import MadeShard, Piece, ShardStore, Teacher, pieces
 from minitron_cli.errors import ArtifactError
 from minitron_cli.inputs.source_model import SourceModel
-from minitron_cli.inputs.token_blocks import blocks_of
+from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.price import subject
 from minitron_cli.price import teach as work_of
 from minitron_cli.price.offer import compute_dtype, offered
@@ -61,7 +61,7 @@ def run(
         price=making.price,
         together=True,
     )
-    context.record({teacher.fingerprint: teacher.name, texts["train"].fingerprint: data.model_dump(mode="json")})
+    context.record({teacher.fingerprint: teacher.name, **given_texts(data, texts.values())})
     return made
 
 

@@ -9,7 +9,7 @@ from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated
 from minitron_cli.results.evaluation import MetricResult, TaskSource
 from tests.unit.report.hostile import CARD_KEYS
-from tests.unit.report.sample import evaluated, evaluation, sample
+from tests.unit.report.sample import evaluated, evaluation, pruned, sample
 
 
 @pytest.fixture
@@ -32,6 +32,34 @@ def test_the_hub_reads_its_metadata(card):
     assert metadata.keys() <= CARD_KEYS
     assert metadata["language"] == ["en"]
     assert {"minitron", "pruning"} <= set(metadata["tags"])
+
+
+@pytest.mark.parametrize(
+    ("done", "tags", "sentence"),
+    [
+        ({"is_taught": True}, {"knowledge-distillation"}, "A language model made by knowledge distillation."),
+        ({"is_taught": False}, set(), "A language model made by further training."),
+        ({"prune": pruned()}, {"pruning"}, "A language model compressed by structured pruning."),
+        (
+            {"prune": pruned(), "is_taught": False},
+            {"pruning"},
+            "A language model compressed by structured pruning and further training.",
+        ),
+        (
+            {"prune": pruned(), "sparsity": sample().sparsity, "is_taught": True},
+            {"pruning", "sparse", "knowledge-distillation"},
+            "A language model compressed by structured pruning, pruning of single weights and knowledge distillation.",
+        ),
+    ],
+)
+def test_a_card_says_what_was_done_and_no_more(done, tags, sentence):
+    found = ModelCard(model_card(ReportData(title="t", **done), name="small"))
+    assert set(found.data.tags) == {"minitron", *tags}
+    assert f"\n\n{sentence}\n\n" in found.content
+
+
+def test_a_card_of_scores_alone_claims_nothing():
+    assert "A language model" not in model_card(ReportData(title="t"), name="small")
 
 
 def test_results_are_those_of_the_distilled_model(card):

@@ -25,6 +25,7 @@ NOT_SECTIONS = (
     "model",
     "sizes",
     "teacher",
+    "is_taught",
     "signals",
     "wrapper",
     "worse",
