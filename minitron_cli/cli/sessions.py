@@ -117,8 +117,15 @@ def opened(
     requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
     of = f": {requested.values['model']}" if requested.values.get("model") else ""
     work, needs_float64 = SAID.get(stage, stage) + of, stage not in SUMS_ON_CPU
-    with running(how, workspace, work, requested.values, needs_float64=needs_float64) as context:
+    with running(how, workspace, work, _defaults(workspace, stage, requested), needs_float64=needs_float64) as context:
         yield Session(how, workspace, requested, context)
+
+
+def _defaults(workspace: Workspace, stage: str, requested: YamlDocument) -> Mapping[str, Any]:
+    """What becomes the default of later verbs: model and data, but no model of the workspace that is made sparse."""
+    model, known = requested.values.get("model"), workspace.settings.get("model")
+    is_made_here = known and model and Path(str(model)).resolve().is_relative_to(workspace.root.resolve())
+    return {**requested.values, "model": known} if stage == "sparsify" and is_made_here else requested.values
 
 
 @contextmanager

@@ -71,8 +71,11 @@ def commands(product: Product) -> Iterator[str]:
         if start and (made.stage == "importance" or not (is_named or start in product.made)):
             words.append(shlex.quote(_parent(product, start)))
             is_named = True
-        if made.stage == "importance":
-            words += ["--run", made.path.parent.parent.name] * (len(product.steps) > 1)
+        is_further = made.stage == "sparsify" and start in product.made and product.made[start].stage != "prune"
+        if is_further:
+            words.append(shlex.quote(_parent(product, start)))
+        if is_further or (made.stage == "importance" and len(product.steps) > 1):
+            words += ["--run", made.path.parent.parent.name]
         if made.stage == "evaluate":
             words += [shlex.quote(name) for name in product.named_for(made)]
         if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
@@ -92,8 +95,10 @@ def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str,
 
 
 def _parent(product: Product, model: str) -> str:
-    """Name of a step's parent. A pruned model has the path that `minitron prune` gives it, which knows no labels."""
+    """Name of a model that a stage starts from. One that was made here has the path that its verb gives it, which knows
+    no labels of steps and rounds."""
     made = product.made.get(model)
-    if made and made.stage == "prune":
-        return place(made.path.with_name(made.key[:8]))
+    if made and made.stage in ("prune", "sparsify", "distill"):
+        label = "distilled-" if made.stage == "distill" else ""
+        return place(made.path.with_name(f"{label}{made.key[:8]}"))
     return product.name(model) or "MODEL"
