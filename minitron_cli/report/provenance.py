@@ -66,27 +66,31 @@ def commands(product: Product) -> Iterator[str]:
     is_named = False  # whether a command has named the model that later ones work on
     for made in product.artifacts:
         config, inputs = made.manifest.config, made.manifest.inputs
-        words = [manifest.command_of(made.stage)]
-        start = inputs.get("model") or inputs.get(f"model {PARENT}") or inputs.get("teacher")
-        if start and (made.stage == "importance" or not (is_named or start in product.made)):
-            words.append(shlex.quote(_parent(product, start)))
-            is_named = True
-        is_further = made.stage == "sparsify" and start in product.made and product.made[start].stage != "prune"
-        if is_further:
-            words.append(shlex.quote(_parent(product, start)))
-        if is_further or (made.stage == "importance" and len(product.steps) > 1):
-            words += ["--run", made.path.parent.parent.name]
-        if made.stage == "evaluate":
-            words += [shlex.quote(name) for name in product.named_for(made)]
-        if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
-            words += ["--teacher", shlex.quote(teacher)]
-        if made.stage == "distill" and (student := product.student(made)):
-            words += ["--student", shlex.quote(student)]
+        words = [manifest.command_of(made.stage), *_models(product, made, is_named=is_named)]
+        is_named = True
         text = given_text(inputs, product.given)
         if text and text != last:
             words += text_settings(without_directories(text))
             last = text
         yield " ".join([*words, *stage_settings(made.stage, config)])
+
+
+def _models(product: Product, made: Artifact, *, is_named: bool) -> Iterator[str]:
+    """Words that say what models a stage works on, as far as its verb would take others without them."""
+    inputs = made.manifest.inputs
+    start = inputs.get("model") or inputs.get(f"model {PARENT}") or inputs.get("teacher", "")
+    source = product.made.get(start)
+    is_further = made.stage == "sparsify" and source is not None and source.stage != "prune"
+    if made.stage == "importance" or is_further or not (is_named or source):
+        yield shlex.quote(_parent(product, start))
+    if is_further or (made.stage == "importance" and len(product.steps) > 1):
+        yield from ("--run", made.path.parent.parent.name)
+    if made.stage == "evaluate":
+        yield from map(shlex.quote, product.named_for(made))
+    if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
+        yield from ("--teacher", shlex.quote(teacher))
+    if made.stage == "distill" and (student := product.student(made)):
+        yield from ("--student", shlex.quote(student))
 
 
 def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any] | None:
