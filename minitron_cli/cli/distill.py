@@ -9,7 +9,6 @@ from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, For
 from minitron_cli.cli.training import FailIfWorse, Teacher, Training
 
 if TYPE_CHECKING:
-    from minitron_cli.distill.config import DistillConfig
     from minitron_cli.yaml_document import KeyPath
 
 
@@ -75,7 +74,7 @@ def distill(
             training.teacher(session, teacher),
             session.data(),
             config,
-            label=_label(config),
+            label=config.label,
         )
     copy_out.copy(artifact, output)
     printing.artifact(artifact, how)
@@ -87,10 +86,3 @@ def _losses(objective: Literal["kl", "ce"]) -> list[dict[str, Any]]:
     from minitron_cli.distill.config import OBJECTIVES
 
     return [loss.model_dump() for loss in OBJECTIVES[objective]]
-
-
-def _label(config: "DistillConfig") -> str:
-    """Label of the result: `distilled`, or the name of the control that this configuration is."""
-    parts = ["random-init"] if config.init == "random" else []
-    parts += [] if config.needs_teacher else ["ce"]
-    return "-".join(parts) or "distilled"

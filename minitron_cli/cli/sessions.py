@@ -33,6 +33,8 @@ BUILT_IN = ("python_stdlib", "python_help")  # kinds of text that need no path
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
 SAID = {"evaluate": "eval", "data": "data inspect"}  # the section of a verb whose name is another
+ALSO_READ = {"search": ("prune",), "sparsify": ("distill",), "teach": ("distill",)}
+"""Section of a verb -> other sections that it reads, which its words may change by their full names."""
 SUMS_ON_CPU = ("evaluate",)  # sections of verbs that keep no sums in float64 on the device
 
 
@@ -114,11 +116,17 @@ def opened(
     requested = _requested(
         given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()}
     )
-    requested = requested.changed(change if change.startswith("data.") else f"{stage}.{change}" for change in changes)
+    requested = requested.changed(_placed(change, stage) for change in changes)
     of = f": {requested.values['model']}" if requested.values.get("model") else ""
     work, needs_float64 = SAID.get(stage, stage) + of, stage not in SUMS_ON_CPU
     with running(how, workspace, work, _defaults(workspace, stage, requested), needs_float64=needs_float64) as context:
         yield Session(how, workspace, requested, context)
+
+
+def _placed(change: str, stage: str) -> str:
+    """A verb's KEY=VALUE as a change of the recipe: of the stage's section, or of another one that the verb reads."""
+    section = change.partition("=")[0].partition(".")[0].strip()
+    return change if section in ("data", *ALSO_READ.get(stage, ())) else f"{stage}.{change}"
 
 
 def _defaults(workspace: Workspace, stage: str, requested: YamlDocument) -> Mapping[str, Any]:

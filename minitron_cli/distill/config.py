@@ -203,6 +203,12 @@ class DistillConfig(Spec):
         return {loss.kind: loss.temperature for loss in self.losses if isinstance(loss, TeacherLoss)}
 
     @property
+    def label(self) -> str:
+        """Label of its result, unless a recipe gives one: `distilled`, or the name of the control that it is."""
+        parts = ["random-init"] * (self.init == "random") + ["ce"] * (not self.needs_teacher)
+        return "-".join(parts) or "distilled"
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether any loss compares the student with a teacher."""
         return self.hidden is not None or any(loss.needs_teacher for loss in self.losses)

@@ -13,10 +13,11 @@ from minitron_cli.artifacts.manifest import MANIFEST
 from minitron_cli.artifacts.workspace import Workspace, pretraining_of
 from minitron_cli.checkpoint import model_names
 from minitron_cli.cost.lineage import descends, fingerprints, lineage
+from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import ArtifactError
 from minitron_cli.report.evaluation import LABELS, Evaluated, Kind
 from minitron_cli.results.base import Result
-from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, STUDENT, EvaluationResult
 from minitron_cli.results.of_stage import RESULTS
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.training import TrainingResult
@@ -283,7 +284,7 @@ class Product:
         return "" if known in self.made or known in self._made_here else self.name(known) or "STUDENT"
 
     def named_for(self, evaluation: Artifact) -> list[str]:
-        """Names of the models that the user gave to an evaluation; none if it was of what the workspace had made."""
+        """Names of the models of an evaluation; none if they are those that `minitron eval` takes by itself."""
         given = {
             label.removeprefix("model "): known
             for label, known in evaluation.manifest.inputs.items()
@@ -292,9 +293,9 @@ class Product:
         made = {
             known: one for stage in _MODELS for one in self.workspace.artifacts(stage) for known in fingerprints(one)
         }
-        if given.keys() <= {*LABELS, *(one.label for one in made.values())}:
+        if given.keys() <= {"pruned", "sparse", STUDENT, "distilled"}:
             return []
-        return [place(made[known].path) if known in made else self.name(known) or "MODEL" for known in given.values()]
+        return [place_of_verb(made[one]) if one in made else self.name(one) or "MODEL" for one in given.values()]
 
     def directory(self, model: str) -> Path | None:
         """Directory of the model with this fingerprint that the user gave, if it is on this machine."""
@@ -329,6 +330,16 @@ def _with_continued(starts: set[str], steps: Sequence[Artifact]) -> set[str]:
 def place(artifact: Path) -> str:
     """Path of an artifact from the directory in which minitron was run: `runs/NAME/distill/distilled-4f1a22c0`."""
     return "/".join(artifact.absolute().parts[-4:])
+
+
+def place_of_verb(made: Artifact) -> str:
+    """The same path of a model as its verb writes it, which knows no labels of steps, rounds and controls."""
+    if made.stage not in _MODELS:
+        return place(made.path)
+    label = made.label if made.stage == "correct" else ""
+    if made.stage == "distill":
+        label = DistillConfig.model_validate(made.manifest.config).label
+    return place(made.path.with_name(f"{label}-{made.key[:8]}".lstrip("-")))
 
 
 def _tokens(made: Artifact) -> int | None:

@@ -11,7 +11,7 @@ from minitron_cli.cost.derive import spent
 from minitron_cli.figures import Figure
 from minitron_cli.report.evaluation import LABELS
 from minitron_cli.report.price import FLOPS, TOKENS
-from minitron_cli.report.product import Product, place, without_directories
+from minitron_cli.report.product import Product, place_of_verb, without_directories
 from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
@@ -72,6 +72,7 @@ def commands(product: Product) -> Iterator[str]:
         if text and text != last:
             words += text_settings(without_directories(text))
             last = text
+        words += _of_pruning(inputs) if made.stage == "search" else ()
         yield " ".join([*words, *stage_settings(made.stage, config)])
 
 
@@ -79,12 +80,10 @@ def _models(product: Product, made: Artifact, *, is_named: bool) -> Iterator[str
     """Words that say what models a stage works on, as far as its verb would take others without them."""
     inputs = made.manifest.inputs
     start = inputs.get("model") or inputs.get(f"model {PARENT}") or inputs.get("teacher", "")
-    source = product.made.get(start)
-    is_further = made.stage == "sparsify" and source is not None and source.stage != "prune"
-    if made.stage == "importance" or is_further or not (is_named or source):
+    if made.stage == "importance" or _is_further(product, made) or not (is_named or start in product.made):
         yield shlex.quote(_parent(product, start))
-    if is_further or (made.stage == "importance" and len(product.steps) > 1):
-        yield from ("--run", made.path.parent.parent.name)
+        if _are_paths_named(product):
+            yield from ("--run", made.path.parent.parent.name)
     if made.stage == "evaluate":
         yield from map(shlex.quote, product.named_for(made))
     if made.stage in ("distill", "teach") and (teacher := product.teacher(made)):
@@ -93,16 +92,33 @@ def _models(product: Product, made: Artifact, *, is_named: bool) -> Iterator[str
         yield from ("--student", shlex.quote(student))
 
 
+def _is_further(product: Product, made: Artifact) -> bool:
+    """Whether an artifact is a model that was made sparse again, after a round."""
+    source = product.made.get(made.manifest.inputs.get("model", ""))
+    return made.stage == "sparsify" and source is not None and source.stage != "prune"
+
+
+def _are_paths_named(product: Product) -> bool:
+    """Whether a command names a model by a path in its workspace, which then has to have this name."""
+    measured = product.named_for(product.evaluation) if product.evaluation else ()
+    return len(product.steps) > 1 or bool(measured) or any(_is_further(product, one) for one in product.lineage)
+
+
+def _of_pruning(inputs: Mapping[str, str]) -> Iterator[str]:
+    """What a search read of the section `prune`, by its inputs: what it did to candidates before they were scored."""
+    repair, _, samples = inputs.get("repair", "none").removesuffix(" samples").partition(" on ")
+    yield f"prune.repair={repair}"
+    yield from [f"prune.repair_samples={samples}"] * bool(samples)
+    yield from ["prune.untie=true"] * ("head" in inputs)
+    yield from ["prune.serving_lint=warn"] * ("serving_lint" in inputs)
+
+
 def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Settings of the text among the inputs of a result, as far as they are known."""
     return next((text for name in inputs.values() if isinstance(text := given.get(name), dict)), None)
 
 
 def _parent(product: Product, model: str) -> str:
-    """Name of a model that a stage starts from. One that was made here has the path that its verb gives it, which knows
-    no labels of steps and rounds."""
+    """Name of a model that a stage starts from; of one that was made here the path that its verb gives it."""
     made = product.made.get(model)
-    if made and made.stage in ("prune", "sparsify", "distill"):
-        label = "distilled-" if made.stage == "distill" else ""
-        return place(made.path.with_name(f"{label}{made.key[:8]}"))
-    return product.name(model) or "MODEL"
+    return place_of_verb(made) if made else product.name(model) or "MODEL"

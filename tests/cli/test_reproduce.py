@@ -4,10 +4,12 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.results.evaluation import EvaluationResult
 from tests.cli.program import Run, invoke
 
 LENGTH = ("--sequence-length", 16)
@@ -81,6 +83,27 @@ def in_card(workspace: Workspace) -> list[list[str]]:
     return [shlex.split(line) for line in card.split("## Reproduce")[1].split("```")[1].splitlines()[1:]]
 
 
+def run_again(commands: list[list[str]], places: dict[str, str]) -> None:
+    """Run a card's commands here, with the paths that a card leaves out."""
+    names = {Path(path).name: path for path in places.values()}
+    for program, *words in commands:
+        assert program == "minitron"
+        before = ["", *words]
+        placed = [names.get(word, word) if before[i] != "--run" else word for i, word in enumerate(words)]
+        for name in ("text.jsonl", "other.jsonl"):
+            placed = [word.replace(f'"{name}"', json.dumps(names[name])) for word in placed]
+        result = invoke(*placed)
+        assert result.exit_code == 0, result.stderr
+
+
+def check_alike(workspace: Workspace, again: Workspace, stage: str) -> None:
+    """Require the same artifacts of a stage; a training between rounds that was not used is not made again."""
+    first, second = ({made.key: made.manifest.files for made in one.artifacts(stage)} for one in (workspace, again))
+    assert second.items() <= first.items(), stage
+    made, repeated = workspace.current(stage), again.current(stage)
+    assert (made and made.key) == (repeated and repeated.key), stage
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_commands_of_a_card_write_the_same_bytes(
@@ -94,19 +117,60 @@ def test_commands_of_a_card_write_the_same_bytes(
     assert len(commands) >= len(CASES[case])
     Path("again").mkdir()
     monkeypatch.chdir("again")
-    names = {Path(path).name: path for path in places.values()}
-    for program, *words in commands:
-        assert program == "minitron"
-        before = ["", *words]  # a card names no directory of this machine
-        placed = [names.get(word, word) if before[i] != "--run" else word for i, word in enumerate(words)]
-        for name in ("text.jsonl", "other.jsonl"):
-            placed = [word.replace(f'"{name}"', json.dumps(names[name])) for word in placed]
-        result = invoke(*placed)
-        assert result.exit_code == 0, result.stderr
-    again = Workspace(Path("runs/model"))
+    run_again(commands, places)
     for stage in {str(words[0]).replace("eval", "evaluate") for words in CASES[case]}:
-        made, repeated = workspace.current(stage), again.current(stage)
-        assert made is not None
-        assert repeated is not None
-        assert made.manifest.files == repeated.manifest.files, stage
-        assert made.key == repeated.key, stage
+        check_alike(workspace, Workspace(Path("runs/model")), stage)
+
+
+TRAINING = "{steps: 2, batch_size: 2, micro_batch_size: 2, warmup_steps: 1, eval_blocks: 2}"
+RECIPES = {
+    "controls": f"""
+prune: {{shape: {{ffn: 64}}, repair: none}}
+distill: {TRAINING}
+controls:
+  - {{label: other-neurons, prune: random}}
+  - {{label: text-alone, objective: ce}}
+  - {{label: fresh, init: random}}
+""",
+    "search, rounds": f"""
+search:
+  budget: {{target: 80%, tolerance: 0.1}}
+  space: {{ffn: [], layer: []}}
+  candidates: 2
+  score_blocks: 4
+  retrain: {{top: 2, tokens: 64, rungs: 1, batch_size: 2, micro_batch_size: 2}}
+prune: {{repair: none}}
+sparsify: {{metric: wanda, pattern: 2:4, samples: 8, rounds: 2, round_tokens: 64}}
+distill: {TRAINING}
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_commands_of_a_recipes_card_write_the_same_bytes(
+    run: Run, places: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the evaluation of controls, which have other labels without a recipe, and the same figures."""
+    source = f"{{kind: files, paths: [{places['TEXT']}]}}"
+    Path("small.yaml").write_text(
+        f"model: {places['MODEL']}\ndata: {{sources: [{source}], sequence_length: 16}}\n"
+        f"importance: {{samples: 8, layer_removal: false}}\nevaluate: {{blocks: 4}}\n{RECIPES[name]}"
+    )
+    result = invoke("run", "small.yaml")
+    assert result.exit_code == 0, result.stderr
+    workspace = Workspace(Path("runs/small").absolute())
+    Path("again").mkdir()
+    monkeypatch.chdir("again")
+    run_again(in_card(workspace), places)
+    again = Workspace(next(path for path in Path("runs").iterdir() if path.is_dir()))
+    for stage in ("importance", "search", "prune", "sparsify", "distill"):
+        check_alike(workspace, again, stage)
+    assert figures(workspace) == figures(again)
+
+
+def figures(workspace: Workspace) -> dict[str, Any]:
+    """Results of each model that was evaluated, by its fingerprint."""
+    made = workspace.current("evaluate")
+    assert made is not None
+    return {found.fingerprint: found.results for found in made.result(EvaluationResult).models.values()}
