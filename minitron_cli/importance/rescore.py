@@ -18,5 +18,5 @@ def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, config: Impo
     model = builder.model(plan)
     removes = builder.ranking.layers == "perplexity" and plan.child.sizes["layer"] > 1
     options = replace(config.observer_options, removal_lengths=(1,) if removes else ())
-    activations = collect(model, plan.parent.family, Calibration.of(config, blocks), options)
+    activations = collect(model, plan.child.family, Calibration.of(config, blocks), options)
     return activations | magnitude(hf.stored_tensors(model, plan.child.tensors()).__getitem__, plan.child)

@@ -43,6 +43,9 @@ from minitron_cli.sparse.mask_file import MASKS
 
 STAGE, VERSION = "prune", 8
 
+SCORED_BY_KIND = "scored by their own layers' kinds"
+"""Input of rounds over layers of several kinds, which were scored wrongly before; others have none and keep theirs."""
+
 
 def run(
     context: Context,
@@ -94,6 +97,8 @@ def run(
         )
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
+    if config.rounds > 1 and len(set(parent.family.layers)) > 1:
+        inputs["rounds"] = SCORED_BY_KIND
     if texts:  # scores and repairs that are measured on text depend on the dtype
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
     calibration = ImportanceConfig(**scores.manifest.config)

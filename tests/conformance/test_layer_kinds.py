@@ -1,9 +1,15 @@
 """Families whose layers hold different tensors: an axis is pruned where it is, and layers by their kind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from minitron_cli.checkpoint import document_masks
 from minitron_cli.errors import InputError
+from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.importance.rescore import rescore
+from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.model.layer_kinds import apportioned
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import make_plan
@@ -24,6 +30,7 @@ from tests.conformance.test_families import (
 )
 from tests.quick import case_of
 from tests.tiny import tiny_model
+from tests.unit.distill.small import TinyBlocks
 from tests.unit.importance.calibration import samples, score, split
 
 A, B = ("attention",), ("conv",)
@@ -51,7 +58,7 @@ def parents(tmp_path_factory):
     def get(model_type):
         if model_type not in known:
             path = tmp_path_factory.mktemp("parent")
-            model = tiny_model(model_type, rms_norm_eps=0.02, **MIXED[model_type])
+            model = tiny_model(model_type, rms_norm_eps=0.02, **MIXED.get(model_type, {}))
             model.save_pretrained(path)
             known[model_type] = (model, opened(path))
         return known[model_type]
@@ -144,3 +151,20 @@ def test_a_block_of_layers_leaves_every_kind_its_share(model_type):
     parent = shape_of(tiny_model("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[2]))
     with pytest.raises(InputError, match="no contiguous block of 4 layers leaves every kind of layer its share"):
         make_plan(parent, parent.resize(layer=2), Costs(), Ranking(layers="block_perplexity"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kept"), [("deepseek_v3", [0, 2, 3]), ("lfm2", [1, 2, 3]), ("qwen3_moe", [1, 2, 3])]
+)
+def test_what_a_round_leaves_is_scored_as_the_model_that_it_is(parents, model_type, kept, tokens, tmp_path):
+    """Where the kinds of the layers have moved: the first of the child may be of another kind than the parent's."""
+    model, checkpoint = parents(model_type)
+    child, plan = check_child(model, checkpoint, Survivors(layer=kept), tokens, tmp_path / "child")
+    assert plan.child.family.layers != plan.parent.family.layers[: len(kept)]
+    document_masks.keep_documents_apart(child)
+    config, blocks = ImportanceConfig(samples=4, layer_removal=False), TinyBlocks(4)
+    found = rescore(SimpleNamespace(model=lambda _: child, ranking=Ranking()), plan, blocks, config)
+    expected = score(child, Calibration.of(config, blocks).batches, layer_removal=False)
+    for axis in {"expert", "head", "ffn"} & plan.child.sizes.keys():
+        assert torch.equal(found.select(axis, Activation()), expected.select(axis, Activation())), axis
+        assert found.select(axis, Activation()).flatten(1).any(1).sum() >= 2, axis
