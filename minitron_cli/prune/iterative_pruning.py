@@ -4,9 +4,11 @@ Round i of T prunes every axis to d_s - i (d_s - d_t) / T, from size d_s to size
 child's weights are taken from the parent's at the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from itertools import combinations
+from math import ceil, prod
 
 import torch
 
@@ -33,33 +35,82 @@ def plan_in_rounds(
 
 
 def shapes_between(parent: Shape, child: Shape, rounds: int) -> list[Shape]:
-    """Shape after each round; the last is the child's. Sizes are rounded up to what can be built."""
-    shapes = [_between(parent, child, i / rounds) for i in range(1, rounds)]
-    return [*shapes, child]
+    """Shape after each round; the last is the child's. Sizes are rounded up to what can be built.
+
+    Each can be made of the one before, and the child of each: sizes that depend on each other and have no such values
+    near wait for a later round. The parent must be able to become the child.
+    """
+    shapes = [parent]
+    for i in range(1, rounds):
+        shapes.append(_Round(parent, shapes[-1], child).shape(_between(parent, child, i / rounds)))
+    return [*shapes[1:], child]
 
 
-def _between(parent: Shape, child: Shape, share: float) -> Shape:
+def _between(parent: Shape, child: Shape, share: float) -> dict[str, int]:
+    """Size of each axis that the config states when this share of the way is gone, rounded up for the axis alone."""
     sizes = {axis: ceil(size - share * (size - child.sizes[axis])) for axis, size in parent.sizes.items()}
     sizes = {axis: size for axis, size in sizes.items() if axis not in parent.family.follows}
-    groups = sizes.get("kv_head", 1)
-    sizes["head"] = groups * ceil(sizes["head"] / groups)
     sizes["layer"] += (parent.sizes["layer"] - sizes["layer"]) % parent.period
     for axis, of in parent.family.groups.items():
         sizes[axis] = sizes[of] * ceil(sizes[axis] / sizes[of])
     steps = dict.fromkeys(("hidden", "ffn"), parent.family.width_multiple) | {**parent.family.multiples}
     for axis, step in steps.items():
         sizes[axis] = min(parent.sizes[axis], step * ceil(sizes[axis] / step))
-    if parent.keeps_hidden_per_head:
-        sizes["hidden"] = sizes["head"] * (parent.sizes["hidden"] // parent.sizes["head"])
-    shape = parent.resize(**sizes)
-    return shape if refusal(parent, shape) is None else _with_all_heads(parent, shape)
+    return sizes
 
 
-def _with_all_heads(parent: Shape, shape: Shape) -> Shape:
-    """The shape with all heads of the parent, and hidden rounded up to a multiple of them."""
-    sizes, heads = parent.sizes, parent.sizes["head"]
-    hidden = min(sizes["hidden"], heads * ceil(shape.sizes["hidden"] / heads))
-    return shape.resize(hidden=hidden, **{axis: sizes[axis] for axis in ("head", "kv_head") if axis in sizes})
+WAITING = ("head", "hidden", "kv_head")
+"""Axes that wait for a later round before others do, where sizes depend on each other."""
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One round on the way from a parent to a child."""
+
+    parent: Shape
+    previous: Shape
+    """Shape that the round prunes."""
+    child: Shape
+
+    def shape(self, wanted: Mapping[str, int]) -> Shape:
+        """Shape with the wanted sizes, but of as few axes as must wait that of the previous shape."""
+        before = self.previous.sizes
+        changing = sorted((a for a in wanted if wanted[a] != before[a]), key=lambda a: (a not in WAITING, a))
+        for count in range(len(changing) + 1):
+            for waiting in combinations(changing, count):
+                for shape in self._rounded({**wanted, **{axis: before[axis] for axis in waiting}}):
+                    if self._is_on_the_way(shape):
+                        return shape
+        raise AssertionError("the previous shape is on the way itself")
+
+    def _is_on_the_way(self, shape: Shape) -> bool:
+        before, after = self.previous.sizes, self.child.sizes
+        is_between = all(after[axis] <= size <= before[axis] for axis, size in shape.sizes.items())
+        return is_between and refusal(self.previous, shape) is None and refusal(shape, self.child) is None
+
+    def _rounded(self, wanted: Mapping[str, int]) -> Iterator[Shape]:
+        """The wanted sizes with heads as groups need them, then with hidden as heads or a quotient may need it."""
+        sizes = {**wanted, "head": self._heads(wanted)}
+        if self.parent.keeps_hidden_per_head:
+            sizes["hidden"] = sizes["head"] * (self.parent.sizes["hidden"] // self.parent.sizes["head"])
+        yield self.parent.resize(**sizes)
+        if sizes["head"] == self.previous.sizes["head"]:
+            yield self.parent.resize(**sizes | {"hidden": sizes["head"] * ceil(sizes["hidden"] / sizes["head"])})
+        for above, below in self.parent.family.quotients.values():
+            if below == "hidden":
+                product = prod(sizes[axis] for axis in above.split())
+                yield self.parent.resize(**sizes | {"hidden": _divisor(product, sizes["hidden"])})
+
+    def _heads(self, wanted: Mapping[str, int]) -> int:
+        """Query heads near the wanted number, of which no group has more than before or fewer than in the child."""
+        groups = wanted.get("kv_head", wanted["head"])
+        most, least = (shape.sizes["head"] // shape.groups for shape in (self.previous, self.child))
+        return groups * max(least, min(most, ceil(wanted["head"] / groups)))
+
+
+def _divisor(number: int, least: int) -> int:
+    """The smallest divisor of a number that is not below `least`; the number itself if none is."""
+    return next((number // q for q in range(number // least, 1, -1) if number % q == 0), number)
 
 
 def _remembered(work: StageBuild, name: str, plan: PrunePlan, further: Callable[[PrunePlan], PrunePlan]) -> PrunePlan:

@@ -165,9 +165,15 @@ class _Pruning:
         return [self.builder.plan(candidate.shape, self.config.drop_layers) for candidate in self.candidates]
 
     def check(self) -> None:
-        """Refuse a shape or repair that is impossible, before anything is written."""
+        """Refuse a shape, a round or a repair that is impossible, before anything is written."""
         for plan in self._plans:
             repaired_plan.applicable(plan, self.config)
+            self._shapes_of_rounds(plan)
+
+    def _shapes_of_rounds(self, plan: PrunePlan) -> Sequence[Shape]:
+        """Shape after each round; none for a single one."""
+        rounds = self.config.rounds
+        return shapes_between(plan.parent, plan.child, rounds) if rounds > 1 else ()
 
     def forecast(self) -> dict[str, Any]:
         """Candidates, or sizes and tensors of the child, for a dry run."""
@@ -190,7 +196,7 @@ class _Pruning:
             repair_samples=min(config.repair_samples, len(self.texts["train"])) if config.repairs else 0,
             score_blocks=self._score_blocks if self.is_choice else 0,
             effect_blocks=self._held_out(EFFECT_BLOCKS) if config.repairs and is_resident else 0,
-            rounds=shapes_between(plans[0].parent, plans[0].child, config.rounds) if config.rounds > 1 else (),
+            rounds=self._shapes_of_rounds(plans[0]),
             round_samples=calibration.samples,
             rounds_remove_layers=config.ranking.layers == "perplexity",
             batch_size=calibration.batch_size,

@@ -12,7 +12,7 @@ from minitron_cli.data.sources import DataConfig, TextFiles
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.importance import rescore
 from minitron_cli.importance.config import ImportanceConfig
-from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.inputs.source_model import open_source_model, published_shape
 from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune import iterative_pruning
@@ -22,6 +22,7 @@ from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stream import prune_in_memory
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.scores import Scores
+from minitron_cli.search import space
 from minitron_cli.stages import importance, prune
 from tests.tiny import tiny_config
 from tests.unit.stages.place import context, data, write_place
@@ -136,6 +137,57 @@ def test_what_is_between_can_be_built(model_type, sizes, between):
     assert last == parent.resize(**sizes)
     for before, after in itertools.pairwise([parent, *found, last]):
         assert refusal(before, after) is None
+
+
+INTERDEPENDENT = (
+    ("qwen3", {"num_attention_heads": 32, "num_key_value_heads": 4}, {"head": 8, "kv_head": 1}),
+    ("llama", {"num_attention_heads": 32, "hidden_size": 64}, {"head": 6, "hidden": 42, "layer": 1}),
+    ("gpt_neox", {}, {"head": 3, "hidden": 12, "ffn": 5}),
+    ("bamba", {}, {"mamba_head": 8, "hidden": 32}),
+    ("bamba", {}, {"mamba_head": 4, "hidden": 16, "head": 4, "layer": 2}),
+    ("nemotron_h", {}, {"mamba_head": 4, "head": 4, "kv_head": 1}),
+    ("jamba", {"num_hidden_layers": 8}, {"layer": 4, "hidden": 16, "expert": 4}),
+    ("ernie4_5_moe", {"num_hidden_layers": 12}, {"layer": 4, "expert": 2, "ffn": 16}),
+    ("deepseek_v3", {"n_routed_experts": 12, "n_group": 4, "topk_group": 2}, {"expert": 8, "kv_rank": 6}),
+)
+"""Sizes that depend on each other: heads of groups, hidden of heads, quotients, groups of experts, kinds of layers."""
+
+
+@pytest.mark.parametrize(("model_type", "options", "sizes"), INTERDEPENDENT)
+def test_every_round_can_be_built(model_type, options, sizes):
+    parent = Shape.of(FAMILIES[model_type], tiny_config(model_type, **options))
+    check_rounds(parent, parent.resize(**sizes))
+
+
+def check_rounds(parent, child):
+    assert refusal(parent, child) is None
+    for rounds in (2, 3, 4, 5, 8):
+        shapes = iterative_pruning.shapes_between(parent, child, rounds)
+        assert len(shapes) == rounds
+        assert shapes[-1] == child
+        for before, after in itertools.pairwise([parent, *shapes]):
+            assert all(0 < size <= before.sizes[axis] for axis, size in after.sizes.items()), (rounds, str(after))
+            assert refusal(before, after) is None, (rounds, str(after))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", ["llama-3.1-8b", "bamba-9b", "nemotron-3-nano-30b-a3b", "qwen3-30b-a3b"])
+def test_every_round_of_a_published_model_can_be_built(alias):
+    parent = published_shape(alias)
+    parts = {"hidden": (1, 3 / 4, 1 / 2), "head": (1, 1 / 2, 1 / 4), "kv_head": (1, 1 / 2), "mamba_head": (1, 1 / 2)}
+    parts |= {"layer": (1, 3 / 4), "expert": (1, 1 / 2)}
+    wanted = {
+        axis: tuple(int(n * parent.sizes[axis]) for n in of) for axis, of in parts.items() if axis in parent.sizes
+    }
+    for child in space.grid(parent, wanted):
+        check_rounds(parent, child)
+
+
+def test_heads_and_hidden_shrink_in_turns_where_they_can():
+    """Each round prunes, though neither the heads of a group nor hidden by heads comes out even."""
+    parent = Shape.of(FAMILIES["qwen3"], tiny_config("qwen3", num_attention_heads=32, num_key_value_heads=4))
+    shapes = iterative_pruning.shapes_between(parent, parent.resize(head=8, kv_head=1), 4)
+    assert [(s.sizes["head"], s.sizes["kv_head"]) for s in shapes] == [(32, 4), (24, 3), (16, 2), (8, 1)]
 
 
 def test_rounds_need_text(pruned):
