@@ -35,7 +35,8 @@ def check(recipe: Recipe, parent: Shape) -> None:
 def prunable(recipe: Recipe, parent: Shape) -> Shape:
     """Shape that a step prunes, with what its prune section adds to the parent or does not ask of a child."""
     prune = recipe.prune
-    found = parent.untied() if prune.untie else parent
+    found = parent.written_as(prune.write_as)
+    found = found.untied() if prune.untie else found
     found = found.with_biases() if prune.adds_biases else found
     return replace(found, kinds=()) if prune.serving_lint == "warn" else found
 

@@ -97,9 +97,7 @@ class SourceModel:
             raise InputError(f"{self.name} is a text model, in no wrapper that could be written: leave --as out")
         if form != "text" or self.checkpoint.wrapper is None:
             return self
-        shape = Shape.of(family_of(self.config), self.config)
-        plain = replace(self.shape, family=shape.family, keeps_hidden_per_head=shape.keeps_hidden_per_head)
-        return replace(self, checkpoint=self.checkpoint.without_wrapper, shape=plain)
+        return replace(self, checkpoint=self.checkpoint.without_wrapper, shape=self.shape.written_as(form))
 
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:

@@ -111,6 +111,8 @@ class Wrapping(NamedTuple):
     """Reason why hidden cannot be pruned, for messages; empty where it can."""
     first_layers: int
     """Number of the first layers that must stay, because what an image adds to the stream is added after them."""
+    alone: "Family"
+    """Table of the text model outside the wrapper."""
 
 
 @dataclass(frozen=True)

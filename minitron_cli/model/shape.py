@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from minitron_cli.choices import CheckpointForm
 from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.model.axes import PRUNABLE, Count
 from minitron_cli.model.family import NAME_AXIS, Family
@@ -90,6 +91,15 @@ class Shape:
         return replace(
             self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *self.family.tied})
         )
+
+    def written_as(self, form: CheckpointForm | None) -> "Shape":
+        """The same model in this form; as text, one in a wrapper shares no size with what is around it any more."""
+        wrapping = self.family.wrapping
+        if form != "text" or wrapping is None:
+            return self
+        family = wrapping.alone.with_layers(self.family.layers)
+        was_derived = family.sizes.keys() != self.family.sizes.keys() and not family.head_dim_table
+        return replace(self, family=family, keeps_hidden_per_head=self.keeps_hidden_per_head and not was_derived)
 
     def with_biases(self) -> "Shape":
         """The same model with a bias wherever inputs of a matrix can be pruned and its family may have one there.

@@ -83,7 +83,7 @@ def within(
         found |= {name: _with_size(layout, name, tensors[name]) for name in fitting}
     sizes = {axis: field for axis, field in family.sizes.items() if axis != "head_dim" or not shared.derives_head_dim}
     first_layers = len(at(config, shared.per_layer) or ()) if shared.per_layer else 0
-    wrapping = Wrapping(model_type, found, shared.config, shared.hidden_not_prunable, first_layers)
+    wrapping = Wrapping(model_type, found, shared.config, shared.hidden_not_prunable, first_layers, family)
     return replace(family, sizes=sizes, wrapping=wrapping)
 
 

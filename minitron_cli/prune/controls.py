@@ -21,6 +21,7 @@ def at_random(config: PruneConfig, like: Artifact) -> PruneConfig:
         ranking=ranking,
         repair="none",
         untie=config.untie,
+        write_as=config.write_as,
         serving_lint=config.serving_lint,
     )
 

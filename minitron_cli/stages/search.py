@@ -62,6 +62,7 @@ def run(
     scored as far as `score_repair` says.
     """
     prune = prune and prune.fitted(data.sequence_length)
+    parent = parent.written_as(prune.write_as if prune else None)
     if prune and prune.untie:
         parent = parent.untied()
     if prune and prune.serving_lint == "warn":
@@ -180,6 +181,7 @@ def _optional_inputs(
     return {
         **({} if context.dtype == "auto" else {"dtype": context.dtype}),
         **({"head": "its own"} if prune and prune.untie else {}),
+        **({"write_as": prune.write_as} if prune and prune.write_as else {}),
         **({"serving_lint": "warn"} if prune and prune.serving_lint == "warn" else {}),
         **({} if teacher.fingerprint == parent.fingerprint else {"teacher": teacher.fingerprint}),
     }

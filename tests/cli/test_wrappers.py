@@ -73,3 +73,31 @@ def test_a_wrapper_through_the_verbs(kind: str, run: Run, tmp_path: Path) -> Non
 def test_as_is_an_option_of_what_writes_a_checkpoint(run: Run) -> None:
     for verb in ("prune", "distill", "sparsify", "correct"):
         assert "--as" in run(verb, "--help").stdout
+
+
+RECIPE = """
+model: model
+data: {sources: [{kind: input_ids, paths: [ids.jsonl]}], sequence_length: 16}
+importance: {samples: 4, layer_removal: false}
+prune: {write_as: text, repair: none%s}
+evaluate: {blocks: 2}
+report: false
+"""
+SEARCH = """
+search:
+  {budget: {target: 75%, tolerance: 0.3}, retrain: null, score_blocks: 2, candidates: 2, space: {hidden: [24, 32]}}
+distill: {steps: 1, batch_size: 2, micro_batch_size: 2, warmup_steps: 0, learning_rate: 1.0e-3, eval_blocks: 2}
+controls: [{label: random, prune: random}]
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_prunes_hidden_of_a_text_model_alone(run: Run, tmp_path: Path) -> None:
+    """Where the wrapper has none to prune: as a shape, by a search, and in the control at random."""
+    saved_wrapper(tmp_path / "model", "internvl")
+    ids(tmp_path / "ids.jsonl")
+    for name, text in (("shape", RECIPE % ", shape: {hidden: 24}"), ("search", RECIPE % "" + SEARCH)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        for words in (("--dry-run",), ()):
+            result = run("run", f"{name}.yaml", "--run", name, *words)
+            assert result.exit_code == 0, result.stderr

@@ -12,7 +12,9 @@ from minitron_cli import io
 from minitron_cli.checkpoint import hf, wrappers
 from minitron_cli.errors import CheckpointError, InputError
 from minitron_cli.inputs.source_model import SourceModel, open_checkpoint
+from minitron_cli.model.families import family_of
 from minitron_cli.model.residual_stream import foldable
+from minitron_cli.model.shape import Shape
 from minitron_cli.model.wrappers import SHARED
 from minitron_cli.prune import export_check
 from minitron_cli.prune.child_config import child_file
@@ -366,6 +368,15 @@ def test_hidden_is_refused_where_a_projector_has_an_inner_width_of_it(parents):
     alone = source.written_as("text").shape
     assert make_plan(alone, alone.resize(ffn=40), Scores(), Ranking()).child.sizes["ffn"] == 40
     assert alone.family.wrapping is None
+
+
+@each_wrapper
+def test_a_shape_alone_is_that_of_the_text_models_own_config(kind, parents):
+    source = parents(kind)[1]
+    alone = source.shape.written_as("text")
+    assert alone == Shape.of(family_of(source.config), source.config)
+    assert alone.written_as("text") is alone
+    assert source.shape.written_as("wrapper") is source.shape.written_as(None) is source.shape
 
 
 def test_a_head_size_that_follows_from_hidden_stays(parents):
