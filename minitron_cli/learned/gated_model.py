@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+READ = ("head", "ffn")
+"""Axes that are gated where a matrix reads them; others that are read so (`taps.READ`) have no gates."""
+
 
 @contextmanager
 def gated(model: "PreTrainedModel", family: Family, gates: Gates) -> Iterator[None]:
@@ -46,8 +49,7 @@ def _hooks(module: "nn.Module", axis: str, layer: int | None, gates: Gates, fami
     if axis == "hidden" or layer is None:
         yield module.register_forward_pre_hook(partial(_into_norm, gates, family.norm == "layer"))
         yield module.register_forward_hook(partial(_out_of_norm, gates))
-    else:
-        assert layer is not None, f"{axis} is in layers"
+    elif axis in READ:
         yield module.register_forward_pre_hook(partial(_read, gates, axis, layer))
 
 

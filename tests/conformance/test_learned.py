@@ -32,6 +32,13 @@ OF_KINDS = (
     "qwen3_next",
 )
 """Families with layers of several kinds, which have no gates."""
+OF_ONE_KIND = {
+    "deepseek_v2": {"first_k_dense_replace": 0},
+    "deepseek_v3": {"first_k_dense_replace": 0},
+    "glm4_moe": {"first_k_dense_replace": 0},
+    "glm4_moe_lite": {"mlp_layer_types": ["sparse"] * 4},
+}
+"""Options with which all layers of such a family are of one kind."""
 EACH_WITH_GATES = each_family(without(*OF_KINDS))
 TOKENS = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
 PRUNINGS = ("all", "all and groups")
@@ -39,7 +46,7 @@ PRUNINGS = ("all", "all and groups")
 
 def sizes_of(model_type, pruning):
     """Sizes that have gates; where kinds of layers repeat, the pattern is another matter."""
-    without = {"ffn"} if anatomy(model_type).experts else set()
+    without = {"expert", "q_rank", "kv_rank"} | ({"ffn"} if anatomy(model_type).experts else set())
     without |= {"layer"} if anatomy(model_type).pattern else set()
     return {axis: n for axis, n in pruned_sizes(model_type, pruning).items() if axis not in without}
 
@@ -68,7 +75,16 @@ def binary(plan, parent):
 
 @EACH_WITH_GATES
 def test_closed_gates_are_pruning(model_type):
-    model = tiny_model(model_type)
+    check_closed_gates(model_type, tiny_model(model_type))
+
+
+@pytest.mark.parametrize("model_type", OF_ONE_KIND)
+def test_gates_of_heads_leave_shared_experts_and_latents_alone(model_type):
+    """Where all layers have experts: the inputs of other matrices than the heads' are no heads."""
+    check_closed_gates(model_type, tiny_model(model_type, **OF_ONE_KIND[model_type]))
+
+
+def check_closed_gates(model_type, model):
     for seed, pruning in enumerate(PRUNINGS):
         plan = plan_of(model, random_survivors(model.config, seed, **sizes_of(model_type, pruning)))
         parent = plan.parent
