@@ -249,6 +249,18 @@ def has_tokenizer(path: Path) -> bool:
     return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
+@contextmanager
+def without_generation_config(model: "PreTrainedModel") -> Iterator[None]:
+    """Context in which `generate` does what its caller says; what that leaves out is not the model's to fill in."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def check_generation_config(path: Path) -> None:
     """Raise CheckpointError if a directory's generation_config.json is there and transformers cannot read it."""
     from transformers import GenerationConfig

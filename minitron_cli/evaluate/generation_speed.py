@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli import memory, progress, stopping
+from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError, RunFailed
 from minitron_cli.evaluate.config import Speed
 
@@ -110,16 +111,17 @@ def _generate(model: Any, prompt_BT: Tensor, config: Speed) -> GenerationRates:
     clock = _TokenTimes(model.device)
     cache = {"cache_implementation": "static"} if config.cache == "static" else {}
     started = clock.now()
-    tokens_BT = model.generate(
-        prompt_BT,
-        attention_mask=torch.ones_like(prompt_BT),
-        do_sample=False,
-        min_new_tokens=config.new_tokens,
-        max_new_tokens=config.new_tokens,
-        pad_token_id=0,
-        logits_processor=LogitsProcessorList([clock]),
-        **cache,
-    )
+    with hf.without_generation_config(model):
+        tokens_BT = model.generate(
+            prompt_BT,
+            attention_mask=torch.ones_like(prompt_BT),
+            do_sample=False,
+            min_new_tokens=config.new_tokens,
+            max_new_tokens=config.new_tokens,
+            pad_token_id=0,
+            logits_processor=LogitsProcessorList([clock]),
+            **cache,
+        )
     assert tokens_BT.shape[1] == prompt_BT.shape[1] + config.new_tokens
     first, last = clock.times[0], clock.times[-1]
     return GenerationRates(

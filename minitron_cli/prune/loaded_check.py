@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minitron_cli.checkpoint import hf
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -70,7 +72,8 @@ def _check_cache(model: "PreTrainedModel", tokens_BT: Tensor) -> None:
         return_dict_in_generate=True,
         output_logits=True,
     )
-    made = model.generate(tokens_BT, generation_config=greedy, attention_mask=torch.ones_like(tokens_BT))
+    with hf.without_generation_config(model):
+        made = model.generate(tokens_BT, generation_config=greedy, attention_mask=torch.ones_like(tokens_BT))
     if made.sequences.shape[1] != PROMPT + GENERATED:
         raise Refused(f"the model generated {made.sequences.shape[1] - PROMPT} tokens, not {GENERATED}")
     logits_BTV = model(made.sequences, use_cache=False).logits[:, PROMPT - 1 : -1]

@@ -265,6 +265,26 @@ def test_a_loaded_model_whose_logits_or_ties_or_cache_differ_is_refused(children
     refused(forgets_its_place, "with a cache, the logits differ")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"stop_strings": ["a"]},
+        {"repetition_penalty": 1.7},
+    ],
+    ids=str,
+)
+def test_what_a_model_generates_by_default_does_not_matter(children, options):
+    """Its generation_config.json says how it is to be used, not what it computes."""
+    source, plan, child = children("llama")
+    found, wanted = next(export_check.WrittenChild(child, source, plan, "whole").models())
+    found.generation_config.update(**options)
+    before = found.generation_config
+    loaded_check.check_loaded(found, wanted, torch.equal)
+    assert found.generation_config is before
+
+
 def test_memory_decides_what_is_compared(monkeypatch):
     monkeypatch.setattr("minitron_cli.memory.available_bytes", lambda device: 10_000)
     assert export_check.mode_for(2_000) == "whole"

@@ -54,6 +54,16 @@ def test_figures_are_tokens_over_the_time_they_took(pair, cache, monkeypatch):
     assert found.decode_tokens_per_second == pytest.approx(2 * 3 / 5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}, {"stop_strings": ["a"]}], ids=str
+)
+def test_speed_is_that_of_greedy_generation_whatever_a_model_does_by_default(options):
+    model = tiny_model("llama", num_hidden_layers=1)
+    model.generation_config.update(**options)
+    found = generation_speed.compare(model, model, SHORT)
+    assert found.model.decode_tokens_per_second > 0
+
+
 def test_more_tokens_than_positions_are_refused(pair):
     with pytest.raises(InputError, match=r"are 132, and the model has 128 positions; lower"):
         generation_speed.compare(*pair, Speed(prompt_tokens=100, new_tokens=32))
