@@ -10,7 +10,7 @@ from pydantic_core import PydanticKnownError
 from minitron_cli import methods
 from minitron_cli.choices import CheckpointForm, PruneMethod, RepairName, ServingLint
 from minitron_cli.model.axes import Axis, Count
-from minitron_cli.scores.layer_score import rankings
+from minitron_cli.scores.layer_score import layer_score, rankings
 from minitron_cli.scores.metric import Activation, Metric, Random
 from minitron_cli.spec import Spec, Target, of_whole
 
@@ -168,6 +168,12 @@ class PruneConfig(Spec):
             raise ValueError("drop_layers are removed at once: give the number of layers instead, or one round")
         if self.ranking.layers in BLOCK_RANKINGS and self.rounds > 1:
             raise ValueError("a contiguous block of layers is removed at once: use one round, or rank single layers")
+        for name, ranks in (("layers", layer_score(self.ranking.layers)), ("width", self.ranking.width)):
+            if ranks.is_measured_once and self.rounds > 1:
+                raise ValueError(
+                    f"ranking.{name}={ranks.kind} is measured once, by `minitron importance`, and rounds measure "
+                    "again: use one round, or rank by what every pass measures"
+                )
         if self.ranking.head_residual != "none" and self.rounds > 1:
             raise ValueError("head_residual changes weights, and rounds carry over only indices: use one round")
         for axis in self.shape or (self.axes if self.budget else ()):

@@ -20,6 +20,8 @@ class LayerScore(NamedTuple):
     is_of_blocks: bool = False
     """Whether it scores contiguous blocks: stored as `layer.<kind>=<n>`, [layer - n + 1], entry i being layers i to
     i + n - 1."""
+    is_measured_once: bool = False
+    """Whether only `minitron importance` measures it, and pruning in rounds cannot measure it again."""
 
 
 LAYER_SCORES = (
@@ -51,12 +53,14 @@ LAYER_SCORES = (
         Figure("order of merging"),
         "Order in which layers are merged into those before them; those that never are share the last place.",
         measured_by="collapse=2",
+        is_measured_once=True,
     ),
     LayerScore(
         "learned",
         Figure("mean of the learned gate"),
         "Mean of a gate of the layer that was trained to a target shape: 1 is open, 0 closed.",
         measured_by="learned.shape.layer=N",
+        is_measured_once=True,
     ),
     LayerScore(
         "block_perplexity",

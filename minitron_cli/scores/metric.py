@@ -30,6 +30,8 @@ class WidthMetric(Spec, ABC):
 
     axes: ClassVar[tuple[str, ...]] = SCORED
     """Axes whose entries it scores."""
+    is_measured_once: ClassVar[bool] = False
+    """Whether only `minitron importance` measures it, and pruning in rounds cannot measure it again."""
 
     @property
     @abstractmethod
@@ -165,6 +167,7 @@ class Learned(WidthMetric):
     """Mean of a gate that was trained on text to a target shape, with the weights frozen (Xia et al. 2023)."""
 
     axes: ClassVar[tuple[str, ...]] = ("head", "ffn", "hidden")
+    is_measured_once: ClassVar[bool] = True
 
     kind: Literal["learned"] = "learned"
 

@@ -28,6 +28,16 @@ def test_what_contradicts_itself_is_refused(fields, says):
         PruneConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    "ranking",
+    [{"layers": "collapse"}, {"layers": "learned"}, {"width": {"kind": "learned"}}, {"layers": "block_cosine"}],
+)
+def test_rounds_are_refused_where_they_could_not_measure_what_ranks(ranking):
+    assert PruneConfig(shape={"ffn": 3, "layer": 1}, ranking=ranking).rounds == 1
+    with pytest.raises(ValidationError, match=r"(is measured|is removed at) once.*: use one round, or rank"):
+        PruneConfig(shape={"ffn": 3, "layer": 1}, ranking=ranking, rounds=2)
+
+
 def test_a_config_survives_json():
     config = PruneConfig(budget={"target": "4B"}, axes=["layer"], ranking=Ranking(invert=True))
     assert PruneConfig.model_validate(config.model_dump(mode="json")) == config
