@@ -233,6 +233,12 @@ class Family:
         """The table with these kinds of layers; itself where it has no rules for them."""
         return replace(self, layers=tuple(layers)) if self.layer_kinds else self
 
+    @property
+    def states_its_layers(self) -> bool:
+        """Whether config fields can say of which kinds the layers are."""
+        by_rule = zip(self.layer_kinds, zip(*self.layers, strict=True), strict=True)
+        return not self.layers or all(rule.write(kinds) is not None for rule, kinds in by_rule)
+
     def holds(self, layer: int, name: str) -> bool:
         """Whether a layer of the model holds a tensor, by its template, or a module, by the start of its tensors'."""
         if not self.layers:

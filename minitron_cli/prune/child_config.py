@@ -59,7 +59,7 @@ def _kinds_of_layers(child: Family) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for rule, kinds in zip(child.layer_kinds, zip(*child.layers, strict=True), strict=True):
         stated = rule.write(kinds)
-        assert stated is not None, "refused by `limits`"
+        assert stated is not None, "refused by `limits`, and not chosen by a plan"
         fields |= stated
     return fields
 

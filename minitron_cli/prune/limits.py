@@ -152,8 +152,7 @@ def _every_kind(parent: Shape, child: Shape) -> str | None:
 
 
 def _stated_kinds(parent: Shape, child: Shape) -> str | None:
-    by_rule = zip(child.family.layer_kinds, zip(*child.family.layers, strict=True), strict=True)
-    if not child.family.layers or all(rule.write(kinds) is not None for rule, kinds in by_rule):
+    if child.family.states_its_layers:
         return None
     return (
         f"layer={child.sizes['layer']}: the config of a {parent.family.model_type} model states the kinds of its "

@@ -211,12 +211,34 @@ def _surviving_layers(
 
 
 def _best_of_each_kind(parent: Shape, child: Shape, score_L: Tensor, ranking: Ranking) -> Tensor:
-    """As many of the best layers of each kind as the child has."""
+    """As many of the best layers of each kind as the child has; in the child's order if no config states the best's."""
     kept = []
     for kind, number in Counter(child.family.layers).items():
         places = torch.tensor([i for i, layer in enumerate(parent.family.layers) if layer == kind])
         kept.append(places[_best(score_L[places], number, ranking)])
-    return torch.cat(kept).sort().values
+    kept_L = torch.cat(kept).sort().values
+    is_stated = parent.of_layers(kept_L.tolist()).family.states_its_layers
+    return kept_L if is_stated else _best_in_order(parent, child, -score_L if ranking.invert else score_L)
+
+
+def _best_in_order(parent: Shape, child: Shape, worth_L: Tensor) -> Tensor:
+    """Layers of the largest sum whose kinds are those of the child's layers, one by one.
+
+    InputError if no layers are, as may be after another round.
+    """
+    wanted = child.family.layers
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # number of layers -> sum of the best, and which
+    for i, (kind, worth) in enumerate(zip(parent.family.layers, worth_L.tolist(), strict=True)):
+        for number in reversed([n for n in best if n < len(wanted) and wanted[n] == kind]):
+            total, layers = best[number]
+            if number + 1 not in best or total + worth > best[number + 1][0]:
+                best[number + 1] = total + worth, [*layers, i]
+    if len(wanted) not in best:
+        raise InputError(
+            f"layer={len(wanted)}: the config of a {parent.family.model_type} model cannot state the kinds of the "
+            "layers that the ranking keeps: use one round, or name drop_layers"
+        )
+    return torch.tensor(best[len(wanted)][1])
 
 
 def _all_but_one_block(parent: Shape, child: Shape, scores: AxisScores, ranking: Ranking) -> Tensor:

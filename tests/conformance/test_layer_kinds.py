@@ -1,16 +1,22 @@
 """Families whose layers hold different tensors: an axis is pruned where it is, and layers by their kind."""
 
+import itertools
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from minitron_cli.checkpoint import document_masks
 from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.layerwise.calibration import Calibration
+from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.layer_kinds import apportioned
+from minitron_cli.model.shape import Shape
+from minitron_cli.prune.child_config import child_config
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import make_plan
 from minitron_cli.scores.metric import Activation, Flap
@@ -29,7 +35,7 @@ from tests.conformance.test_families import (
     write,
 )
 from tests.quick import case_of
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 from tests.unit.distill.small import TinyBlocks
 from tests.unit.importance.calibration import samples, score, split
 
@@ -94,6 +100,27 @@ def test_kinds_go_with_their_layers(parents, model_type, kept, tokens, tmp_path)
         return
     child, plan = check_child(model, checkpoint, Survivors(layer=kept), tokens, tmp_path / "child")
     assert shape_of(child).family.layers == plan.child.family.layers == tuple(kinds[i] for i in kept)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_of_layers_whose_kinds_a_config_can_state_the_best_are_kept(invert):
+    """An interval between layers with experts: the best of each kind may be at unequal distances."""
+    parent = Shape.of(FAMILIES["ernie4_5_moe"], config := tiny_config("ernie4_5_moe", num_hidden_layers=8))
+    ranking = Ranking(invert=invert)
+    for count, seed in itertools.product(range(2, 8), range(9)):
+        score_L = torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        child = parent.resize(layer=count)
+        plan = make_plan(parent, child, SimpleNamespace(layers=lambda _, score_L=score_L: score_L), ranking)
+        kept = plan.at("layer").tolist()
+        written = CONFIG_MAPPING["ernie4_5_moe"](**child_config(config.to_dict(), plan))
+        assert parent.family.of_model(written).layers == tuple(parent.family.layers[i] for i in kept)
+        assert Counter(plan.child.family.layers) == Counter(child.family.layers)
+        best = (max, min)[invert](
+            score_L[list(some)].sum()
+            for some in itertools.combinations(range(8), count)
+            if tuple(parent.family.layers[i] for i in some) == child.family.layers
+        )
+        assert (score_L[kept].sum() <= best + 1e-9) if invert else (score_L[kept].sum() >= best - 1e-9)
 
 
 @EVERY_MIXED
