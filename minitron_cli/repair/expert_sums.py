@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def inputs(family: Family) -> dict[str, str]:
+    """What a stage that fits experts, or measures what they read, names among its inputs; nothing without experts.
+
+    Their tokens were bounded by the batch before; now by the sample.
+    """
+    return {"experts": "bounded by sample"} if experts_module(family) else {}
+
+
 class ExpertSums:
     """Sums over the inputs and outputs of each expert of a parent's layer, on the tokens routed to it.
 

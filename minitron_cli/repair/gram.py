@@ -7,8 +7,9 @@ input is `BOUND` times the median.
 
 # B sample, T token, D hidden, I input, O output, J some of the outputs, R token of any sample
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ def bounded(inputs_RI: Tensor, outputs_RO: Tensor) -> tuple[Tensor, Tensor]:
     bound = BOUND * squares_R.median() if len(squares_R) else squares_R.new_tensor(0.0)
     factors_R = torch.where((squares_R > bound) & (bound > 0), (bound / squares_R).sqrt(), 1.0)
     return inputs_RI * factors_R, outputs_RO * factors_R
+
+
+def by_sample(samples_R: Tensor, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    """(number, its part of each of the rows) of every sample; `samples_R` numbers the sample of each row, ascending.
+
+    What is summed or bounded so does not depend on the samples that were in one batch.
+    """
+    samples, counts = samples_R.unique_consecutive(return_counts=True)
+    sizes = counts.tolist()
+    return zip(samples.tolist(), *(part.split(sizes) for part in rows), strict=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +85,14 @@ class SplitGramPair:
         return cls(GramPair(zeros(inputs), zeros(outputs)), GramPair(zeros(inputs), zeros(outputs)))
 
     def add_(self, inputs_RI: Tensor, outputs_RO: Tensor, samples_R: Tensor) -> None:
-        """Add tokens of any samples; `samples_R` numbers the sample of each."""
-        is_held_out_R = samples_R % HELD_OUT == HELD_OUT - 1
-        for part, of_part_R in ((self.fit, ~is_held_out_R), (self.held_out, is_held_out_R)):
-            part.add_(*bounded(inputs_RI[of_part_R], outputs_RO[of_part_R]))
+        """Add tokens of any samples, one sample after the other; `samples_R` numbers the sample of each."""
+        for sample, inputs_TI, outputs_TO in by_sample(samples_R, inputs_RI, outputs_RO):
+            self.add_sample_(sample, inputs_TI, outputs_TO)
+
+    def add_sample_(self, sample: int, inputs_TI: Tensor, outputs_TO: Tensor) -> None:
+        """Add tokens of one sample, given by its number."""
+        part = self.held_out if sample % HELD_OUT == HELD_OUT - 1 else self.fit
+        part.add_(*bounded(inputs_TI, outputs_TO))
 
     @classmethod
     def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "SplitGramPair":
@@ -90,8 +105,8 @@ class SplitGramPair:
             # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size.
             for inputs_TI, outputs_TO in zip(inputs_BTI, outputs_BTO, strict=True):
                 stopping.raise_if_stopped()
+                sums.add_sample_(samples, inputs_TI, outputs_TO)
                 samples += 1
-                (sums.fit if samples % HELD_OUT else sums.held_out).add_(*bounded(inputs_TI, outputs_TO))
         assert sums is not None
         return sums
 

@@ -6,10 +6,11 @@ from typing import Self
 
 from minitron_cli.data.pack import Blocks
 from minitron_cli.layerwise.config import CalibrationConfig
+from minitron_cli.model.family import Family
 from minitron_cli.prune.child_builder import ChildBuilder
 from minitron_cli.prune.config import SCORE_REPAIRS, PruneConfig, ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.repair import repaired_plan
+from minitron_cli.repair import expert_sums, repaired_plan
 from minitron_cli.results.search import CalibrationUse
 from minitron_cli.search.config import SearchConfig
 
@@ -22,6 +23,8 @@ class CandidateRepair:
     """Repair of candidates before they are scored, as far as the setting says, and in full before a retraining."""
 
     setting: ScoreRepair
+    fullest: ScoreRepair
+    """Repair of those that are repaired most."""
     prune: PruneConfig
     calibration: CalibrationConfig
     train_blocks: Blocks
@@ -31,13 +34,16 @@ class CandidateRepair:
         cls, config: SearchConfig, prune: PruneConfig | None, calibration: CalibrationConfig, train_blocks: Blocks
     ) -> Self | None:
         """Repair of a search's candidates; None if none of them is repaired."""
-        is_any = prune and prune.repairs & SCORE_REPAIRS[FULL if config.retrain else config.score_repair]
-        return cls(config.score_repair, prune, calibration, train_blocks) if prune and is_any else None
+        fullest = FULL if config.retrain else config.score_repair
+        is_any = prune and prune.repairs & SCORE_REPAIRS[fullest]
+        return cls(config.score_repair, fullest, prune, calibration, train_blocks) if prune and is_any else None
 
-    def inputs(self) -> dict[str, str]:
-        """Identity of the repair. DataError if there is too little text to fit it on."""
+    def inputs(self, family: Family) -> dict[str, str]:
+        """Identity of the repair in a model of this family. DataError if there is too little text to fit it on."""
         repaired_plan.check_enough_text(self.prune, self.train_blocks)
-        return {"repair": f"{self.prune.repair} on {self.prune.repair_samples} samples"}
+        fits = "least_squares" in self.prune.repairs & SCORE_REPAIRS[self.fullest]
+        of_experts = expert_sums.inputs(family) if fits else {}
+        return {"repair": f"{self.prune.repair} on {self.prune.repair_samples} samples", **of_experts}
 
     def builders(self, builder: ChildBuilder, scratch: Path) -> tuple[ChildBuilder, ChildBuilder]:
         """Builders of the candidates that are scored and of those that are retrained. Statistics are in `scratch`."""

@@ -15,7 +15,7 @@ from minitron_cli.layerwise.observer import Handle, Tokens
 from minitron_cli.model.linear_layers import InputGroup, held
 from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.model.shape import Shape
-from minitron_cli.repair.gram import SplitGramPair, bounded
+from minitron_cli.repair.gram import SplitGramPair, bounded, by_sample
 from minitron_cli.repair.held_out import HELD_OUT
 from minitron_cli.sparse.metrics.base import InputSums, Needs
 
@@ -41,18 +41,22 @@ class InputStatistics:
         self._held_out: list[Tensor] = []
 
     def add_(self, inputs_RI: Tensor, samples_R: Tensor) -> None:
-        """Add tokens; `samples_R` numbers the sample of each."""
-        self.tokens += len(inputs_RI)
-        held_out_RI = inputs_RI[samples_R % HELD_OUT == HELD_OUT - 1]
-        inputs_RI = inputs_RI.float()
-        self._squares_I += inputs_RI.square().sum(0)
-        nothing_R0 = inputs_RI.new_empty(len(inputs_RI), 0)
+        """Add tokens, one sample after the other; `samples_R` numbers the sample of each."""
+        for sample, inputs_TI in by_sample(samples_R, inputs_RI):
+            self.add_sample_(sample, inputs_TI)
+
+    def add_sample_(self, sample: int, inputs_TI: Tensor) -> None:
+        """Add tokens of one sample, given by its number."""
+        self.tokens += len(inputs_TI)
+        if sample % HELD_OUT == HELD_OUT - 1:
+            self._held_out.append(inputs_TI[evenly_spaced(len(inputs_TI), self._tokens_per_sample)].clone())
+        inputs_TI = inputs_TI.float()
+        self._squares_I += inputs_TI.square().sum(0)
+        nothing_T0 = inputs_TI.new_empty(len(inputs_TI), 0)
         if self._gram:
-            self._gram.add_(inputs_RI, nothing_R0)
+            self._gram.add_(inputs_TI, nothing_T0)
         if self.split:
-            self.split.add_(inputs_RI, nothing_R0, samples_R)
-        if len(held_out_RI):
-            self._held_out.append(held_out_RI[evenly_spaced(len(held_out_RI), self._tokens_per_sample)].clone())
+            self.split.add_sample_(sample, inputs_TI, nothing_T0)
 
     def sums(self) -> InputSums:
         """Sums that metrics are computed from."""
@@ -105,8 +109,7 @@ class LayerInputs:
         # Sample by sample, so that the order of the sums, and with it their rounding, is that of any batch size. An
         # expert that all tokens use reads a batch as one row of tokens.
         for i, inputs_TI in enumerate(arguments[0].reshape(-1, length, arguments[0].shape[-1])):
-            samples_T = torch.full((len(inputs_TI),), self._samples + i, device=inputs_TI.device)
-            self._statistics(name, inputs_TI).add_(inputs_TI, samples_T)
+            self._statistics(name, inputs_TI).add_sample_(self._samples + i, inputs_TI)
 
     def _forward(self, tokens: Tokens, module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
         """Result of the experts' module, summed in fp32."""

@@ -29,7 +29,7 @@ from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.iterative_pruning import plan_in_rounds, shapes_between
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.repair import repaired_plan
+from minitron_cli.repair import expert_sums, repaired_plan
 from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.results.price import Price
 from minitron_cli.results.prune import PruneResult, RoundResult
@@ -99,6 +99,8 @@ def run(
         inputs["search"] = search.fingerprint
     if config.rounds > 1 and len(set(parent.family.layers)) > 1:
         inputs["rounds"] = SCORED_BY_KIND
+    if "least_squares" in config.repairs:
+        inputs |= expert_sums.inputs(parent.family)
     if texts:  # scores and repairs that are measured on text depend on the dtype
         inputs |= {split: blocks.fingerprint for split, blocks in texts.items()} | {"dtype": context.dtype}
     calibration = ImportanceConfig(**scores.manifest.config)

@@ -95,7 +95,7 @@ def run(
         **({"heads": WITH_HIDDEN} if any("head" in t.space.keys() - config.axes.keys() for t in targets) else {}),
         **objective.inputs(),
         **({"signals": signals.fingerprint} if (signals := retraining and retraining.signals) else {}),
-        **(repair.inputs() if repair else {}),
+        **(repair.inputs(parent.family) if repair else {}),
     }
     timed = sorted(set(cost_names([one for one in config.constraints if isinstance(one, Timed)])))
 

@@ -35,6 +35,7 @@ from minitron_cli.price.offer import offered
 from minitron_cli.prune import export_check
 from minitron_cli.prune.child_config import child_config, child_file
 from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.repair import expert_sums
 from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.results.search import CalibrationUse
@@ -85,6 +86,7 @@ def run(
     making = _Making(context, parent, config, texts, patterns, masks.file if masks else None, outliers)
     making.check()
     inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
+    inputs |= expert_sums.inputs(parent.family) if texts else {}
     inputs |= {"outliers": first.fingerprint} if first and outliers else {}
     made = produce(
         context,

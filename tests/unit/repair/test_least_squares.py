@@ -6,6 +6,7 @@ import torch
 from minitron_cli.repair import gram, least_squares
 from minitron_cli.repair.gram import HELD_OUT, SplitGramPair
 from minitron_cli.repair.least_squares import RIDGES, channel_gains, solve
+from minitron_cli.sparse.statistics import InputStatistics
 
 INPUTS, OUTPUTS = 7, 5
 
@@ -107,6 +108,30 @@ def test_a_token_far_larger_than_the_others_counts_no_more_than_a_large_one(is_r
     both, tokens = sums.fit + sums.held_out, (factors * inputs).flatten(0, 1)
     torch.testing.assert_close(both.inputs_II, tokens.T @ tokens, rtol=1e-5, atol=1e-2)
     torch.testing.assert_close(both.outputs_OI, (factors * outputs).flatten(0, 1).T @ tokens, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_is_routed_counts_by_its_sample_whatever_the_batch(fits):
+    """An expert gets few tokens of one sample and many of another, whose sizes differ: each has a median of its own."""
+    counts = [3, 30, 9, 40, 2, 25, 1, 300]
+    samples = torch.arange(8).repeat_interleave(torch.tensor(counts))
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(len(samples), INPUTS, generator=generator) * (1.0 + 9 * (samples % 3))[:, None]
+    outputs = torch.randn(len(samples), OUTPUTS, generator=generator)
+
+    def collected(sizes):
+        sums = SplitGramPair.empty(OUTPUTS, INPUTS, inputs.device)
+        seen = InputStatistics(INPUTS, inputs.device, "second_moments", fits=fits, samples=32)
+        tokens = [int(batch.sum()) for batch in torch.tensor(counts).split(sizes)]
+        for batch in zip(*(t.split(tokens) for t in (inputs, outputs, samples)), strict=True):
+            sums.add_(*batch)
+            seen.add_(batch[0], batch[2])
+        parts = [sums.fit, sums.held_out, *([seen.split.fit, seen.split.held_out] if seen.split else [])]
+        both = [matrix for part in parts for matrix in (part.upper_II, part.outputs_OI)]
+        return [*both, seen.held_out(), seen.sums().squares_I, seen.sums().gram_II]
+
+    one_by_one, at_once = collected([1] * 8), collected([5, 3])
+    assert all(torch.equal(a, b) for a, b in zip(one_by_one, at_once, strict=True))
 
 
 def test_a_wide_symmetric_sum_is_that_of_all_its_entries():
