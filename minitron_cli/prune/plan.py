@@ -178,13 +178,17 @@ def make_plan(
 
 
 def named_survivors(parent: Shape, drop_layers: Collection[int]) -> list[int] | None:
-    """Layers that are left without the named ones; None if none are named. InputError if there is no such layer."""
+    """Layers left without the named ones; None if none are named. InputError if one is no layer, or all are named."""
     layers = parent.sizes["layer"]
     if not drop_layers:
         return None
     if max(drop_layers) >= layers:
         raise InputError(f"drop_layers names layer {max(drop_layers)}: the model's layers are 0 to {layers - 1}")
-    return [i for i in range(layers) if i not in drop_layers]
+    if not (left := [i for i in range(layers) if i not in drop_layers]):
+        raise InputError(
+            f"layer=0 is not within 1 to the parent's {layers}: drop_layers names all of them; leave one out"
+        )
+    return left
 
 
 def _surviving_layers(

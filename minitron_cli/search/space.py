@@ -105,6 +105,7 @@ def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> It
 
 def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = ()) -> Shape:
     """Shape with the given sizes and dropped layers. InputError if the parent cannot be pruned to it."""
+    survivors = named_survivors(parent, drop_layers)
     wanted = dict(sizes) | ({"layer": parent.sizes["layer"] - len(drop_layers)} if drop_layers else {})
     for axis, size in wanted.items():
         if axis not in parent.sizes:
@@ -112,7 +113,7 @@ def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = 
         if not 0 < size <= parent.sizes[axis]:
             raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
     shape = parent.resize(**wanted)
-    if reason := refusal(parent, shape, named_survivors(parent, drop_layers)):
+    if reason := refusal(parent, shape, survivors):
         raise InputError(reason)
     return shape
 

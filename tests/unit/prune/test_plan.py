@@ -203,6 +203,11 @@ def test_a_layer_that_is_not_there(parent):
         make_plan(parent, parent.resize(layer=3), Given(), Ranking(), drop_layers=(4,))
 
 
+def test_all_layers_are_not_dropped(parent):
+    with pytest.raises(InputError, match="drop_layers names all of them; leave one out"):
+        make_plan(parent, parent.resize(layer=3), Given(), Ranking(), drop_layers=(0, 1, 2, 3))
+
+
 class TestNames:
     @pytest.fixture
     def plan(self, parent):

@@ -120,6 +120,7 @@ def test_a_named_shape_is_the_parents_but_for_what_is_named(llama_8b):
         ({"head": 12}, (), "head=12 with kv_head=8: keep a multiple of kv_head, at most 4 a group"),
         ({}, (32,), "drop_layers names layer 32: the model.s layers are 0 to 31"),
         ({}, tuple(range(32)), "layer=0 is not within"),
+        ({}, tuple(range(32)), "drop_layers names all of them; leave one out"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(llama_8b, sizes, drop_layers, message):
