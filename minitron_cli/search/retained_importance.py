@@ -22,7 +22,7 @@ TINY = 1e-12  # the logarithm of 0 is infinite
 class RetainedImportance:
     """Log of the importance that a shape retains: sum over the pruned axes of log(retained share); at most 0.
 
-    An axis's share is the mean over layers, so that every layer has equal weight. Cumulative shares are cached.
+    An axis's share is the mean over the layers that have the axis, with equal weights. Cumulative shares are cached.
     """
 
     def __init__(self, parent: Shape, scores: AxisScores, ranking: Ranking) -> None:
@@ -51,8 +51,8 @@ class RetainedImportance:
 
     def _curve(self, axis: str) -> list[float]:
         """[N]: share of the best 1, 2, ... N entries, mean over layers."""
-        sums_LN = self._best_first(self._score(axis)).cumsum(-1)
-        return [float(x) for x in _shares(sums_LN, sums_LN[..., -1:]).flatten(0, -2).mean(0)]
+        sums_LN = self._best_first(self._score(axis)).cumsum(-1).flatten(0, -2)
+        return [float(x) for x in _mean_share(sums_LN, sums_LN[:, -1])]
 
     def _score(self, axis: str) -> Tensor:
         if axis != "layer":
@@ -69,7 +69,7 @@ class RetainedImportance:
         score_LH = self.scores.select("head", self.ranking.width)
         score_LGQ = self._best_first(score_LH.reshape(len(score_LH), self.parent.groups, -1))
         of_groups_LG = self._best_first(score_LGQ[..., :per_group].sum(-1))
-        share = float(_shares(of_groups_LG[:, :groups].sum(-1), score_LGQ.sum((1, 2))).mean())
+        share = float(_mean_share(of_groups_LG[:, :groups].sum(-1, keepdim=True), score_LGQ.sum((1, 2))))
         return self._known_heads.setdefault((groups, per_group), share)
 
     def _best_first(self, score: Tensor) -> Tensor:
@@ -77,5 +77,18 @@ class RetainedImportance:
         return score.double().clamp(min=0).sort(dim=-1, descending=not self.ranking.invert).values
 
 
-def _shares(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / whole, torch.ones_like(part))
+def _mean_share(part_LN: Tensor, whole_L: Tensor) -> Tensor:
+    """[N]: mean share of the whole, over the rows that have any; 1 if none has."""
+    has_any_L = whole_L > 0
+    if not has_any_L.any():
+        return torch.ones_like(part_LN[0])
+    return (part_LN[has_any_L] / whole_L[has_any_L, None]).mean(0)
+
+
+def inputs(parent: Shape) -> dict[str, str]:
+    """What a stage that orders shapes names among its inputs where some layers or experts may have scores of 0.
+
+    They counted as if they retained everything before.
+    """
+    may_lack = len(set(parent.family.layers)) > 1 or "expert" in parent.sizes
+    return {"retained": "where there is any"} if may_lack else {}

@@ -34,7 +34,7 @@ from minitron_cli.repair.acceptance import EFFECT_BLOCKS
 from minitron_cli.results.price import Price
 from minitron_cli.results.prune import PruneResult, RoundResult
 from minitron_cli.results.search import CandidateResult
-from minitron_cli.search import rank
+from minitron_cli.search import rank, retained_importance
 from minitron_cli.search.candidates import candidate_result
 from minitron_cli.search.child_shapes import candidates_of
 from minitron_cli.search.feasible import WITH_HIDDEN, Candidate, heads_with_hidden
@@ -99,6 +99,8 @@ def run(
         inputs["search"] = search.fingerprint
     if config.rounds > 1 and len(set(parent.family.layers)) > 1:
         inputs["rounds"] = SCORED_BY_KIND
+    if config.budget:
+        inputs |= retained_importance.inputs(parent.shape)
     if "least_squares" in config.repairs:
         inputs |= expert_sums.inputs(parent.family)
     if texts:  # scores and repairs that are measured on text depend on the dtype

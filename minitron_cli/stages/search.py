@@ -28,7 +28,7 @@ from minitron_cli.results.price import Price
 from minitron_cli.results.search import CandidateResult, SearchResult, WinnerResult, shape_key
 from minitron_cli.results.training import MAX_RISE
 from minitron_cli.retraining import Retraining
-from minitron_cli.search import halving, rank
+from minitron_cli.search import halving, rank, retained_importance
 from minitron_cli.search.candidate_repair import CandidateRepair
 from minitron_cli.search.candidates import candidate_result, objective_result
 from minitron_cli.search.config import SearchConfig
@@ -91,6 +91,7 @@ def run(
         "scores": scores.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation.fingerprint,
+        **retained_importance.inputs(parent.shape),
         **_optional_inputs(context, parent, teacher, prune),
         **({"heads": WITH_HIDDEN} if any("head" in t.space.keys() - config.axes.keys() for t in targets) else {}),
         **objective.inputs(),

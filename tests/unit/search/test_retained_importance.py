@@ -53,6 +53,19 @@ def test_mass_is_what_the_plan_keeps(parent, scores, ranking, sizes):
     assert RetainedImportance(parent, scores, ranking)(child) == pytest.approx(by_plan(parent, child, scores, ranking))
 
 
+def test_layers_without_an_axis_do_not_count(parent, scores):
+    """They score 0 there, and have nothing to retain or to lose."""
+    some = dict(scores.by_name)
+    for axis in ("ffn", "head"):
+        name = f"{axis}.batch=l2.sequence=mean"
+        some[name] = some[name].clone()
+        some[name][[0, 2]] = 0
+    half = {name: s[[1, 3]] if name.startswith(("ffn", "head")) else s for name, s in some.items()}
+    for sizes in ({"ffn": 7}, {"head": 4}, {"kv_head": 2, "head": 4}):
+        found, wanted = (RetainedImportance(parent, Scores(s), Ranking())(parent.resize(**sizes)) for s in (some, half))
+        assert found == pytest.approx(wanted)
+
+
 def test_groups_that_go_take_their_heads(parent, scores):
     child = parent.resize(kv_head=2, head=4)
     assert RetainedImportance(parent, scores, Ranking())(child) == pytest.approx(
