@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron_cli import timings
+from minitron_cli import canonical_json, timings
 from minitron_cli.checkpoint import hf
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate.config import Speed
@@ -38,6 +38,7 @@ class LatencyProbe:
             "family": shape.family.model_type,
             "shape": dict(shape.sizes),
             "parent": dict(self.builder.parent.shape.sizes),
+            "config": canonical_json.digest(self._parent_config),  # windows, kinds of layers, a tied head, ...
             "workload": workload.model_dump(mode="json"),
             "dtype": str(self._dtype),
             "machine": timings.machine(self.builder.context.device),
