@@ -68,6 +68,11 @@ class PrunePlan:
         parent = self.parent if layers is None else self.parent.of_layers(layers.tolist())
         return parent.resize(**sizes)
 
+    @property
+    def merges_heads(self) -> bool:
+        """Whether a kept query head absorbs a pruned one."""
+        return self.head_residual is not None and not torch.equal(self.head_residual.partners_LK, self.kept["head"])
+
     def repaired(self, repair: Repair) -> "PrunePlan":
         """The same plan with a repair, which replaces channels where it has a basis."""
         kept = {axis: t for axis, t in self.kept.items() if axis != "hidden" or repair.basis_DK is None}

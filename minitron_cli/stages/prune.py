@@ -173,6 +173,10 @@ class _Pruning:
         for plan in self._plans:
             repaired_plan.applicable(plan, self.config)
             self._shapes_of_rounds(plan)
+        if self.config.ranking.head_residual != "none" and not any(plan.merges_heads for plan in self._plans):
+            progress.warn(
+                "ranking.head_residual has no effect: no group of query heads is left with fewer of them; leave it out"
+            )
 
     def _shapes_of_rounds(self, plan: PrunePlan) -> Sequence[Shape]:
         """Shape after each round; none for a single one."""

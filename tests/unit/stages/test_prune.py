@@ -186,3 +186,18 @@ def test_a_number_of_blocks_that_is_not_set_holds_a_number_of_tokens(given, leng
     fitted = PruneConfig(**given).fitted(length)
     assert (fitted.score_blocks, fitted.repair_samples) == blocks
     assert fitted.fitted(1) == fitted
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape", "is_vain"),
+    [(8, {"head": 4, "kv_head": 4}, True), (2, {"ffn": 24}, True), (2, {"head": 4}, False)],
+)
+def test_a_head_residual_that_merges_nothing_is_said(groups, shape, is_vain, tmp_path, scores_of, monkeypatch):
+    """No head is pruned, or whole groups are, such as where each head has keys of its own."""
+    warned = []
+    monkeypatch.setattr(progress, "warn", warned.append)
+    parent = open_source_model(write_tiny(tmp_path / "model", num_key_value_heads=groups))
+    config = PruneConfig(shape=shape, repair="none", ranking={"head_residual": "laco"})
+    with pytest.raises(DryRunStop):
+        prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores_of(parent))
+    assert [text.startswith("ranking.head_residual has no effect") for text in warned] == [True] * is_vain
