@@ -77,7 +77,8 @@ class Activation(WidthMetric):
     sequence: Aggregation = "mean"
     """Aggregation over the tokens of one sample, applied first; mean is the mean of absolute values."""
     neuron: Literal["activation", "pre_activation"] = "activation"
-    """Where a neuron is observed: at the input of the next matrix or, as the paper prints, before the activation."""
+    """Where a neuron is observed: at the input of the next matrix or, as the paper prints, before the activation. Those
+    that go with neurons of experts (of experts that all tokens use, of dense layers) always are at the input."""
 
     @property
     def figure(self) -> Figure:
