@@ -111,6 +111,7 @@ def _of_pruning(inputs: Mapping[str, str]) -> Iterator[str]:
     yield from [f"prune.repair_samples={samples}"] * bool(samples)
     yield from ["prune.untie=true"] * ("head" in inputs)
     yield from ["prune.serving_lint=warn"] * ("serving_lint" in inputs)
+    yield from [f"prune.write_as={form}" for form in (inputs.get("write_as"),) if form]
 
 
 def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any] | None:
