@@ -44,6 +44,7 @@ from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.distill.targets import targets
 from minitron_cli.model.families.llama import LLAMA
 from minitron_cli.model.lm_head import Head
+from minitron_cli.model.shape import Shape
 
 VOCAB, TOKENS, TEACHER, STUDENT = 128256, 512, 768, 512
 STEP_VOCAB, LAYERS, TEACHER_HIDDEN, STUDENT_HIDDEN = 32768, 12, 512, 384
@@ -249,10 +250,10 @@ class Step:
         pairs: tuple[Any, ...] = ()
         if config.hidden is not None:
             norms = Norms.of(norm.removesuffix(".weight") for norm in LLAMA.links)
-            sizes = {"layer": LAYERS, "head": 8, "kv_head": 4, "head_dim": 64}
+            shape = Shape(LLAMA, {"layer": LAYERS, "head": 8, "kv_head": 4, "head_dim": 64}, (), {})
             pairs = (
                 *state_pairs(config.hidden, norms, LAYERS, LAYERS),
-                *relation_pairs(config.hidden, LLAMA, sizes, sizes),
+                *relation_pairs(config.hidden, shape, shape),
             )
         models = model_of(STUDENT_HIDDEN), model_of(TEACHER_HIDDEN, precision)
         self.models = ModelPair(*models, config, pairs, ProcessGroup("cpu"), precision)

@@ -36,7 +36,8 @@ class HiddenLosses(Spec):
     """States to compare: the embeddings; and for each pair of layers the MLP's input, the layer's output, and attention
     relations: similarities of tokens in queries, keys and values (MiniLMv2: Wang et al. 2021), without projection."""
     layers: tuple[tuple[int, int], ...] | None = None
-    """(teacher, student) pairs of layers, from 0. Default: the third-last of both if depth was pruned, else none."""
+    """(teacher, student) pairs of layers, from 0. Default: the third-last of both if depth was pruned, else none; for
+    attention relations, of each model the nearest to it that has attention."""
     distance: Literal["cosine", "mse"] = "cosine"
     """1 - cosine, the best of those compared (Muralidharan et al. 2024, sec. 3), or the mean squared difference.
     Attention relations are compared by KL(teacher || student), averaged over relation heads."""

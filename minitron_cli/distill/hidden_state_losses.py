@@ -19,6 +19,7 @@ from minitron_cli.distill.config import HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.model.family import Family
 from minitron_cli.model.layout import Dim, parse
+from minitron_cli.model.shape import Shape
 
 
 class Norms(NamedTuple):
@@ -84,24 +85,60 @@ def state_pairs(config: HiddenLosses, norms: Norms, teacher_layers: int, student
     )
 
 
-def relation_pairs(
-    config: HiddenLosses, family: Family, teacher_sizes: Mapping[str, int], student_sizes: Mapping[str, int]
-) -> tuple[StatePair, ...]:
-    """Pairs of matrices whose outputs' attention relations `config` compares. RecipeError if a family has none."""
+def relation_pairs(config: HiddenLosses, teacher: Shape, student: Shape) -> tuple[StatePair, ...]:
+    """Pairs of matrices whose outputs' attention relations `config` compares.
+
+    By default layers are paired only if the student has fewer. RecipeError if a family or a layer has no such matrices.
+    """
     if "attention_relation" not in config.states:
         return ()
+    family = teacher.family
     if "kv_rank" in family.sizes:
         raise RecipeError(
             f"distill.hidden.states: attention_relation needs queries, keys and values that are made of the residual "
             f"stream, and a {family.model_type} model makes them of latents: choose other states"
         )
-    sizes = dict(teacher_sizes), dict(student_sizes)
-    heads = math.gcd(*(s.get("kv_head", s["head"]) for s in sizes))
+    heads = math.gcd(teacher.groups, student.groups)
+    sizes = dict(teacher.sizes), dict(student.sizes)
     return tuple(
-        StatePair(module.format(layer=teacher), module.format(layer=student), Relation(layout, *sizes, heads))
-        for teacher, student in _layers(config, sizes[0]["layer"], sizes[1]["layer"])
+        StatePair(module.format(layer=t), module.format(layer=s), Relation(layout, *sizes, heads))
+        for t, s in _layers_with_attention(config, teacher, student)
         for module, layout in _attention(family)
     )
+
+
+def _layers_with_attention(config: HiddenLosses, teacher: Shape, student: Shape) -> list[tuple[int, int]]:
+    """Pairs of layers to compare; by default, of each model the nearest to the usual one that has attention."""
+    pairs = _layers(config, teacher.sizes["layer"], student.sizes["layer"])
+    if not pairs:
+        return []
+    attending = {"teacher": _attending("teacher", teacher), "student": _attending("student", student)}
+    if config.layers is None:
+        return [(_nearest(t, attending["teacher"]), _nearest(s, attending["student"])) for t, s in pairs]
+    for pair in pairs:
+        for layer, (model, layers) in zip(pair, attending.items(), strict=True):
+            if layer not in layers:
+                raise RecipeError(
+                    f"distill.hidden.layers: layer {layer} of the {model} has no attention for attention_relation to "
+                    f"compare; choose among its layers {', '.join(map(str, layers))}"
+                )
+    return list(pairs)
+
+
+def _attending(model: str, shape: Shape) -> list[int]:
+    """Layers that make queries, keys and values. RecipeError if there is none."""
+    modules = [module for module, _ in _attention(shape.family)]
+    layers = [i for i in range(shape.sizes["layer"]) if all(shape.family.holds(i, module) for module in modules)]
+    if not layers:
+        raise RecipeError(
+            f"distill.hidden.states: no layer of the {model} has attention for attention_relation to compare; "
+            "choose other states"
+        )
+    return layers
+
+
+def _nearest(layer: int, layers: Sequence[int]) -> int:
+    return min(layers, key=lambda i: abs(i - layer))
 
 
 def _attention(family: Family) -> Iterator[tuple[str, str]]:

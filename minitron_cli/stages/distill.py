@@ -94,8 +94,8 @@ def _pairs(config: DistillConfig, teacher: SourceModel, student: SourceModel) ->
     if config.hidden is None:
         return ()
     norms = shared_norms(config.hidden, teacher.family, student.family)
-    sizes = teacher.shape.sizes, student.shape.sizes
+    shapes = teacher.shape, student.shape
     return (
-        *state_pairs(config.hidden, norms, *(s["layer"] for s in sizes)),
-        *relation_pairs(config.hidden, teacher.family, *sizes),
+        *state_pairs(config.hidden, norms, *(shape.sizes["layer"] for shape in shapes)),
+        *relation_pairs(config.hidden, *shapes),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minitron_cli.data.batches import batch, training_ids
+from minitron_cli.decoder import decoder_of
 from minitron_cli.distill import attention_relation
 from minitron_cli.distill.attention_relation import relation_loss
 from minitron_cli.distill.hidden_state_losses import (
@@ -27,8 +28,10 @@ from minitron_cli.distill.hidden_state_losses import (
 )
 from minitron_cli.distill.targets import targets
 from minitron_cli.errors import RecipeError
-from minitron_cli.model.families import FAMILIES
+from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.layout import parse
+from minitron_cli.model.shape import Shape
+from tests import tiny
 from tests.quick import every_family
 from tests.unit.distill import small
 
@@ -253,14 +256,19 @@ def test_queries_keys_and_values_are_read_off_the_table() -> None:
     config = HiddenLosses(states=("attention_relation",), layers=((3, 1),))
 
     def pairs(model_type: str) -> list[tuple[str, str]]:
-        found = relation_pairs(config, FAMILIES[model_type], sizes, sizes | {"layer": 2})
+        found = relation_pairs(config, shape(model_type, sizes), shape(model_type, sizes | {"layer": 2}))
         return [(pair.teacher.split("layers.")[1], pair.student.split("layers.")[1]) for pair in found]
 
     assert pairs("llama") == [(f"3.self_attn.{x}_proj", f"1.self_attn.{x}_proj") for x in "qkv"]
     assert pairs("phi3") == [("3.self_attn.qkv_proj", "1.self_attn.qkv_proj")]
     assert pairs("gpt_neox") == [("3.attention.query_key_value", "1.attention.query_key_value")]
-    assert relation_pairs(HiddenLosses(layers=((3, 1),)), FAMILIES["llama"], sizes, sizes) == ()
-    assert relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES["llama"], sizes, sizes) == ()
+    llama = shape("llama", sizes)
+    assert relation_pairs(HiddenLosses(layers=((3, 1),)), llama, llama) == ()
+    assert relation_pairs(HiddenLosses(states=("attention_relation",)), llama, llama) == ()
+
+
+def shape(model_type: str, sizes: dict[str, int]) -> Shape:
+    return Shape(FAMILIES[model_type], sizes, (), {})
 
 
 LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite"}
@@ -269,7 +277,7 @@ LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite"}
 @pytest.mark.parametrize("model_type", sorted(LATENT))
 def test_latents_have_no_relations(model_type: str) -> None:
     with pytest.raises(RecipeError, match=r"attention_relation needs queries.*of latents: choose other states"):
-        relation_pairs(HiddenLosses(states=("attention_relation",)), FAMILIES[model_type], {}, {})
+        relation_pairs(HiddenLosses(states=("attention_relation",)), shape(model_type, {}), shape(model_type, {}))
 
 
 @every_family(sorted(FAMILIES.keys() - LATENT))
@@ -277,12 +285,37 @@ def test_every_family_has_three_relations(model_type: str) -> None:
     config = HiddenLosses(states=("attention_relation",), layers=((0, 0),))
     sizes = {"layer": 4, "head": 4, "kv_head": 2, "head_dim": 3}
     found = 0
-    for pair in relation_pairs(config, FAMILIES[model_type], sizes, sizes):
+    for pair in relation_pairs(config, shape(model_type, sizes), shape(model_type, sizes)):
         assert pair.relation is not None
         dim = parse(pair.relation.layout).dims[0]
         width = parse(pair.relation.layout).shape({**sizes, "hidden": 1})[0]
         found += sum(1 for _ in vectors(torch.zeros(1, width), dim, sizes))
     assert found == 3
+
+
+HYBRID = ("bamba", "granitemoehybrid", "jamba", "lfm2", "qwen3_5_text", "qwen3_next")
+
+
+@pytest.mark.parametrize("model_type", HYBRID)
+def test_relations_are_those_of_layers_with_attention(model_type: str) -> None:
+    """By default of those nearest to the usual pair; a layer without attention that is named is refused."""
+    model = tiny.tiny_model(model_type)
+    whole = Shape.of(family_of(model.config), model.config)
+    attending = [i for i, layer in enumerate(decoder_of(model).layers) if getattr(layer, "self_attn", None)]
+    lacking = next(i for i in range(whole.sizes["layer"]) if i not in attending)
+    few = whole.of_layers([lacking, attending[0]])
+    default = relation_pairs(HiddenLosses(states=("attention_relation",)), whole, few)
+    for pair in default:
+        model.get_submodule(pair.teacher)
+        assert ".1." in pair.student
+    assert default
+    for layers, model_name in (((lacking, 1), "teacher"), ((attending[0], 0), "student")):
+        config = HiddenLosses(states=("attention_relation",), layers=(layers,))
+        with pytest.raises(RecipeError, match=rf"of the {model_name} has no attention.*; choose among its layers \d"):
+            relation_pairs(config, whole, few)
+    none = whole.of_layers([lacking])
+    with pytest.raises(RecipeError, match=r"no layer of the student has attention.*; choose other states"):
+        relation_pairs(HiddenLosses(states=("attention_relation",)), whole, none)
 
 
 def test_vectors_that_share_a_matrix_are_taken_apart_as_transformers_does() -> None:
@@ -301,7 +334,7 @@ def test_relation_heads_never_split_a_group() -> None:
     config = HiddenLosses(states=("attention_relation",), layers=((0, 0),))
     teacher = {"layer": 2, "head": 32, "kv_head": 8, "head_dim": 4}
     for student, heads in (({"head": 24}, 8), ({"head": 24, "kv_head": 6}, 2)):
-        for pair in relation_pairs(config, FAMILIES["llama"], teacher, teacher | student):
+        for pair in relation_pairs(config, shape("llama", teacher), shape("llama", teacher | student)):
             assert pair.relation is not None
             assert pair.relation.heads == heads
 
@@ -311,7 +344,7 @@ def test_relations_of_two_models() -> None:
     config = HiddenLosses(states=("attention_relation",), layers=((2, 1),))
     student, teacher = small.student(), small.teacher()
     sizes = [{"layer": layers, "head": 4, "kv_head": 2, "head_dim": 4} for layers in (3, 2)]
-    pairs = relation_pairs(config, FAMILIES["llama"], *sizes)
+    pairs = relation_pairs(config, *(shape("llama", s) for s in sizes))
     settings = small.configured(hidden=config.model_dump(), steps=1, batch_size=2, warmup_steps=0)
     part = batch(small.TinyBlocks(), training_ids(settings.seed, 0, 2, len(small.TinyBlocks())))
     target = targets(part)
