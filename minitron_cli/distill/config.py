@@ -98,7 +98,7 @@ class DistillConfig(Spec):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's decay rates of both moments, those of Nemotron-4 15B (Parmar et al. 2024)."""
     weight_decay: float = Field(0.1, ge=0)
-    """AdamW's weight decay, on matrices only, not on norms and biases (Parmar et al. 2024)."""
+    """AdamW's weight decay, on matrices only, not on norms, biases, convolutions and rates (Parmar et al. 2024)."""
     optimizer: OptimizerKind = Field("adamw", exclude_if=lambda kind: kind != "adamw_8bit")
     """Where AdamW's moments are. adamw: beside the weights in fp32, 16 bytes per trained parameter in all. adamw_8bit:
     in 8 bits (Dettmers et al. 2021), 10 bytes; needs `pip install 'minitron-cli[low-memory]'`. adamw_offload: in the

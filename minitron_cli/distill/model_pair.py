@@ -25,6 +25,7 @@ from minitron_cli.distill.hidden_state_losses import StatePair, capture, hidden_
 from minitron_cli.distill.losses.forward_kl import ForwardKL
 from minitron_cli.distill.sharding import RowReader
 from minitron_cli.distill.targets import Targets, documents
+from minitron_cli.distill.weight_decay import decayed
 from minitron_cli.errors import CheckpointError
 from minitron_cli.layerwise.observer import layer_output
 from minitron_cli.model.families import family_of
@@ -131,6 +132,11 @@ class ModelPair:
         """Every trained parameter by a unique name; tied ones once."""
         student = {f"{STUDENT}{name}": p for name, p in self.student.named_parameters()}
         return student | {f"projection.{name}": p for name, p in self.project.named_parameters()}
+
+    def decayed(self) -> set[str]:
+        """Names of the trained parameters that weight decay applies to."""
+        matrices = decayed(family_of(self.student.config), (name for name, _ in self.student.named_parameters()))
+        return {f"{STUDENT}{name}" for name in matrices} | (self.trained().keys() & {"projection.weight"})
 
     def losses(
         self, batch: Batch, targets: Targets, count: int, hidden_weight: float, signals: SignalRows | None = None

@@ -1,7 +1,7 @@
 """Trained parameters and their AdamW moments, also as tensors by name."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,14 +21,18 @@ IS_SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 
 
 class Optimizer:
-    """AdamW on named parameters; weight decay on matrices only.
+    """AdamW on named parameters; weight decay on those named `decayed`, by default on all of two dims or more.
 
     Its moments are in fp32, in 8 bits, or in the host's memory with the copy of the weights that they update. Masked
     parameters keep their zeros; if the mask is refreshed, the moments update a dense copy of them.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: DistillConfig, masking: Masking | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: DistillConfig,
+        masking: Masking | None = None,
+        decayed: Collection[str] | None = None,
     ) -> None:
         self.parameters, self._masking = dict(parameters), masking
         self._clip, self._is_8bit = config.clip, config.optimizer == "adamw_8bit"
@@ -38,9 +42,14 @@ class Optimizer:
             name: _on_host(p) if is_offloaded else nn.Parameter(p.data.clone()) if name in dense else p
             for name, p in parameters.items()
         }
+        if decayed is None:
+            decayed = {name for name, p in parameters.items() if p.ndim >= 2}
         groups = [
-            {"params": [p for p in self._updated.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in self._updated.values() if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [p for name, p in self._updated.items() if name in decayed],
+                "weight_decay": config.weight_decay,
+            },
+            {"params": [p for name, p in self._updated.items() if name not in decayed], "weight_decay": 0.0},
         ]
         self._adamw = _adamw_8bit(groups, config) if self._is_8bit else _adamw(groups, config)
         self._mask_weights_()

@@ -159,7 +159,7 @@ class _Run:
             config,
             scratch,
             identity(config, train_blocks, validation_blocks, self.models.pairs, signals),
-            Optimizer(self.models.trained(), config, masking),
+            Optimizer(self.models.trained(), config, masking, self.models.decayed()),
             group,
             self.total_steps,
             is_sharded=self.models.is_sharded,

@@ -247,6 +247,11 @@ class Family:
         kinds = {self.held_by.get(template) for template in templates}
         return None in kinds or not kinds.isdisjoint(self.layers[layer])
 
+    def is_matrix(self, template: str) -> bool:
+        """Whether a tensor is a matrix: no vector, no bias of two dims, no convolution, and no rates."""
+        is_flat = len(parse(self.tensors[template]).dims) == 2
+        return is_flat and not template.endswith("bias") and template not in self.elementwise
+
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
         return [(pattern(template), template) for template in self.tensors]

@@ -19,6 +19,15 @@ def runtime_tensor(family: Family, name: str, like: Tensor, read: Read, device: 
     return read(name).to(device, like.dtype)
 
 
+def source_template(family: Family, name: str) -> str:
+    """Template of the tensors on disk that a parameter of the loaded model is made of; the first if they are several.
+
+    CheckpointError if the family has no such parameter.
+    """
+    found = (sources[0] for template, sources in family.runtime_names.items() if pattern(template).fullmatch(name))
+    return next(found, None) or family.match(name).template
+
+
 def is_made_of(family: Family, name: str, tensors: Collection[str]) -> bool:
     """Whether a parameter of the loaded model holds any of these tensors on disk."""
     for template, sources in family.runtime_names.items():
