@@ -18,7 +18,7 @@ from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cli import exit_codes
 from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
-from minitron_cli.data.sources import DataConfig
+from minitron_cli.data.sources import DataConfig, as_stored
 from minitron_cli.errors import InputError, Interrupted
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
@@ -186,8 +186,8 @@ def _requested(
     """Settings requested: the command line takes precedence over the recipe, the recipe over the workspace."""
     requested = given
     for name in ("model", "data"):
-        if given.values.get(name) is None and settings.get(name) is not None:
-            requested = requested.with_value((name,), settings[name])
+        if given.values.get(name) is None and (value := settings.get(name)) is not None:
+            requested = requested.with_value((name,), as_stored(value) if isinstance(value, Mapping) else value)
     if model:
         requested = requested.with_value(("model",), absolute(model))
     for place, value in {**_text(text), **flags}.items():

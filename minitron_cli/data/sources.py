@@ -1,6 +1,6 @@
 """Sources of text and token ids, as a recipe describes them. Knows no tokenizer and no blocks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -236,13 +236,21 @@ class DataConfig(Spec):
     """What a document begins with. auto: what the model's tokenizer writes before a text (a bos, or nothing). always:
     also where the tokenizer does not write its bos, and before chats and token ids that lack it. never: nothing. A
     block that begins inside such a document begins in the same way."""
-    seed: int = 0
-    """Seed of the order in which blocks are drawn."""
 
     @property
     def has_text(self) -> bool:
         """Whether some source holds text, which a tokenizer must read."""
         return not all(isinstance(source, TokenIds) for source in (*self.sources, *self.validation))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_seed(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "seed" in values:
+            raise ValueError(
+                "data have no seed of their own, since each stage draws blocks by its seed: remove data.seed, and set "
+                "--seed, or the seed of the stage's section such as distill.seed"
+            )
+        return values
 
     @model_validator(mode="after")
     def _weights_are_all_or_none(self) -> Self:
@@ -251,3 +259,8 @@ class DataConfig(Spec):
             if None in weights and any(weights):
                 raise ValueError(f"{name}: some have a weight and others do not; give a weight to all or to none")
         return self
+
+
+def as_stored(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of text that any version has stored, as `DataConfig` takes them: earlier ones have a seed, unused."""
+    return {name: value for name, value in text.items() if name != "seed"}

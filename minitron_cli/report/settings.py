@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from minitron_cli.data.sources import DataConfig
+from minitron_cli.data.sources import DataConfig, as_stored
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.evaluate.config import CODE_TASKS, EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
@@ -44,7 +44,7 @@ def stage_settings(stage: str, config: Mapping[str, Any]) -> Iterator[str]:
 
 def text_settings(text: Mapping[str, Any]) -> Iterator[str]:
     """Arguments with every setting of the data."""
-    yield from _arguments(text, "data.", DataConfig)
+    yield from _arguments(as_stored(text), "data.", DataConfig)
 
 
 def _arguments(values: Mapping[str, Any], prefix: str, kind: type[Spec] | None) -> Iterator[str]:

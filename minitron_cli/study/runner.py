@@ -82,7 +82,7 @@ class Runner:
             "parent": self.parent.fingerprint,
             "models": {name: self._fingerprint(name) for name in self._named_models()},
             "text": [text_identity(self.data, split, self.parent.path) for split in ("train", "validation")],
-            "order": self.data.seed,
+            "order": 0,  # of a former setting; without it, figures of earlier versions would be elsewhere
             "blocks": self.blocks,
             "quick_steps": self.quick_steps,
         }

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from minitron_cli.cli.sessions import _requested
+from minitron_cli.yaml_document import YamlDocument
 from tests.cli.program import Run
 
 GREEN = "\x1b[32m"
@@ -34,3 +36,13 @@ def test_blocks_are_printed_in_color_in_brackets_or_as_json(
     assert refused.exit_code == 2
     assert f"--block {last + 1}: the train text has {last + 1:,} blocks; give 0 to {last}" in refused.stderr
     assert run(*words, "--split", "validation").stdout.startswith("block 0 of ")
+
+
+def test_a_seed_of_data_is_refused_and_one_that_was_stored_is_left_out(run: Run, tiny: Path) -> None:
+    words = ("importance", str(tiny / "model"), "--data", str(tiny / "text.jsonl"), "--dry-run")
+    refused = run(*words, "data.seed=7")
+    assert refused.exit_code == 2
+    assert "data have no seed of their own" in refused.stderr
+    assert "set --seed" in refused.stderr
+    text = {"sources": [{"kind": "python_help"}]}
+    assert _requested(YamlDocument(), {"data": {**text, "seed": 7}}, None, None, {}).values["data"] == text

@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from minitron_cli.data import standard_library
-from minitron_cli.data.sources import DataConfig, HubDataset, PythonHelp, PythonStdlib, Source, TextFiles
+from minitron_cli.data.sources import DataConfig, HubDataset, PythonHelp, PythonStdlib, Source, TextFiles, as_stored
 from minitron_cli.errors import DataError
 
 
@@ -31,6 +31,13 @@ def test_weights_are_given_to_every_source_or_to_none():
 def test_a_config_survives_a_round_trip_through_json():
     config = DataConfig(sources=(PythonStdlib(weight=0.5), HubDataset(name="me/it", weight=2)), sequence_length=64)
     assert DataConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_seed_is_refused_by_the_name_of_the_option_that_has_one() -> None:
+    text = {"sources": [{"kind": "python_help"}], "seed": 7}
+    with pytest.raises(ValidationError, match=r"remove data\.seed, and set --seed, or .* distill\.seed"):
+        DataConfig.model_validate(text)
+    assert DataConfig.model_validate(as_stored(text)) == DataConfig(sources=(PythonHelp(),))
 
 
 def listed_by_walking(root: Path) -> set[Path]:

@@ -36,6 +36,10 @@ def test_what_is_absent_is_said_where_a_default_would_take_its_place(stage, conf
     assert [*stage_settings(stage, config)] == words
 
 
+def test_a_seed_that_an_earlier_version_has_stored_is_left_out_of_commands() -> None:
+    assert [*text_settings({"bos": "auto", "seed": 3})] == ["data.bos=auto"]
+
+
 def test_every_stage_with_settings_is_known():
     assert CONFIGS.keys() | UNTOUCHED == RESULTS.keys()
     assert EvaluateConfig is CONFIGS["evaluate"]
