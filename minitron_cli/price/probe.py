@@ -35,7 +35,7 @@ from minitron_cli.price.work import Decoder, Run
 from minitron_cli.signals.config import Sampled
 from minitron_cli.signals.encoding import Encoding
 
-VERSION = 3
+VERSION = 4
 SECONDS = 0.4  # for each figure: a warm-up and a few repetitions
 REPETITIONS = 5
 FIRST_TOKENS = 32  # of the first run, which tells how many tokens the time is enough for
@@ -116,7 +116,7 @@ class Probe:
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """Everything that a figure depends on."""
-        training = self.training and self.training.model_dump(mode="json", exclude={"tokens", "steps", "seed"})
+        training = self.training and _timed_settings(self.training)
         shape = {"family": self.run.shape.family.model_type, "sizes": dict(self.run.shape.sizes)}
         batches = {"batch": self.run.batch, "length": self.run.length, "dtype": self.run.dtype}
         settings = {"training": training, "observed": asdict(self.observed)}
@@ -279,6 +279,13 @@ class Probe:
             optimizer.step_(1e-9)
 
         return self._synced(run)
+
+
+def _timed_settings(training: DistillConfig) -> dict[str, Any]:
+    """Settings of a training that its speed depends on, also those that are no part of its result's identity."""
+    identity = training.model_dump(mode="json", exclude={"tokens", "steps", "seed"})
+    recomputes = training.activation_checkpointing
+    return identity | {"optimizer": training.optimizer, "activation_checkpointing": recomputes}
 
 
 Timed = Callable[[Batches], Callable[[], object]]

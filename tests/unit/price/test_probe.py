@@ -52,6 +52,24 @@ def test_a_figure_is_measured_once_and_kept(monkeypatch, tmp_path, brief, part, 
 
 
 @pytest.mark.parametrize(
+    ("figure", "changes"),
+    [
+        (lambda p: p.decoder("training"), {"activation_checkpointing": True}),
+        (lambda p: p.update(), {"optimizer": "adamw_offload"}),
+    ],
+)
+def test_no_setting_that_changes_the_speed_shares_a_figure(monkeypatch, tmp_path, brief, figure, changes):
+    """Also settings that change no result, and so are no part of its identity."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(probe, "_fastest", lambda run: measured.append(run) or len(measured))
+    settings = {}, changes, {}
+    figures = [figure(Probe(run_of(), "cpu", DistillConfig(steps=1, **options))) for options in settings]
+    assert len(measured) == 2
+    assert figures[0] == figures[2] != figures[1]
+
+
+@pytest.mark.parametrize(
     ("seconds", "fitting"), [(20, (1, 2)), (45, (1, 4)), (80, (1, 16)), (150, (2, 16)), (900, (4, 16))]
 )
 def test_a_probe_doubles_its_tokens_until_twice_as_many_would_take_too_long(monkeypatch, seconds, fitting):
