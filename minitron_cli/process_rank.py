@@ -8,6 +8,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_count_here() -> int:
+    """Number of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or process_count())
+
+
 def is_first_process() -> bool:
     """Whether this process writes what all processes of a distributed run have made: the one of rank 0."""
     return os.environ.get("RANK", "0") == "0"

@@ -114,7 +114,7 @@ class RecipeWork:
         config, _ = short_runs.fitted(config, self.length)
         blocks = config.eval_blocks or HELD_OUT_BLOCKS
         dtype = compute_dtype(config, self.device)
-        return training.work(student, teacher, config, self.length, blocks, compute_dtype=dtype)
+        return training.work(student, teacher, config, self.length, blocks, compute_dtype=dtype, device=self.device)
 
     def _teach(self, config: TeachConfig, training_of: DistillConfig) -> Work:
         fitted, _ = short_runs.fitted(training_of, self.length)

@@ -103,7 +103,7 @@ class DistillConfig(Spec):
     """Where AdamW's moments are. adamw: beside the weights in fp32, 16 bytes per trained parameter in all. adamw_8bit:
     in 8 bits (Dettmers et al. 2021), 10 bytes; needs `pip install 'minitron-cli[low-memory]'`. adamw_offload: in the
     host's memory, 8 bytes on the device and 16 on the host, where each step updates the weights: the same result but
-    for rounding. The last two cannot be sharded."""
+    for rounding; on a CPU it takes 20. The last two cannot be sharded."""
     clip: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm (Parmar et al. 2024)."""
     losses: Annotated[tuple[KDLoss, ...], Field(min_length=1), AfterValidator(_one_of_each_kind)] = (ForwardKL(),)

@@ -18,6 +18,12 @@ class TrainedBytes(NamedTuple):
     host: float
     """In the host's memory beside that."""
 
+    def on(self, device: str) -> float:
+        """Bytes in the memory of a device; on a CPU, which is the host, the gradient is there once."""
+        if not device.startswith("cpu"):
+            return self.device
+        return self.device + (self.host - 4 if self.host else 0)
+
 
 def trained_bytes(kind: OptimizerKind) -> TrainedBytes:
     """Memory per trained parameter at the optimizer's step, activations aside."""

@@ -45,7 +45,7 @@ def fits_replicated(device: str, processes: int, optimizer: OptimizerKind, train
     `beside`: bytes of the teacher, and of the student's masks.
     """
     on_one_device = processes if device.startswith("cpu") else 1
-    return memory.fits(int(trained * trained_bytes(optimizer).device + beside) * on_one_device, 0, device)
+    return memory.fits(int(trained * trained_bytes(optimizer).on(device) + beside) * on_one_device, 0, device)
 
 
 def shard_(root: nn.Module, layers: Iterable[nn.Module], group: ProcessGroup, precision: Precision) -> None:

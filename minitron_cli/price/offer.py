@@ -82,6 +82,7 @@ def offered_training(
         blocks.sequence_length,
         held_out_blocks,
         compute_dtype=dtype,
+        device=device,
         is_sharded=may_shard and (config.sharding == "full" or (config.sharding == "auto" and not is_replica)),
         may_spread=not is_beside or (processes == 1 and device.startswith("cuda") and torch.cuda.device_count() > 1),
         processes=processes,
@@ -110,8 +111,19 @@ def check(work: Work, price: Price, device: str) -> None:
         if work.sharding and device != "cpu":
             remedies = (*remedies, f"--gpus {math.ceil(certain / max(free, 1))} with {work.sharding}")
         raise EnvironmentFault(f"this needs {memory_size(certain)} of memory ({parts}) {has}: {_advice(remedies)}")
+    _check_host(work, device)
     if estimate > free:
         progress.warn(f"this may need {memory_size(estimate)} of memory {has}: {_advice(work.remedies)}")
+
+
+def _check_host(work: Work, device: str) -> None:
+    """Raise EnvironmentFault if the host lacks memory for what the processes on its accelerators keep there."""
+    needed, free = sum(work.host.values()) * process_rank.process_count_here(), memory.available_bytes("cpu")
+    if device != "cpu" and needed > free:
+        raise EnvironmentFault(
+            f"{' and '.join(work.host)} need {memory_size(needed)} of the host's memory, which has {memory_size(free)} "
+            "free: drop one of these settings, or use fewer processes"
+        )
 
 
 def _remark_if_emulated(work: Work, device: str) -> None:

@@ -29,4 +29,7 @@ def works(
         if number < config.rounds:
             between, _ = short_runs.fitted(between_rounds.training(config, distill), length)
             blocks, dtype = between.eval_blocks or HELD_OUT_BLOCKS, compute_dtype(between, device)
-            yield f"distill {at}", training.work(model, teacher, between, length, blocks, compute_dtype=dtype)
+            yield (
+                f"distill {at}",
+                training.work(model, teacher, between, length, blocks, compute_dtype=dtype, device=device),
+            )

@@ -23,6 +23,7 @@ def work(
     held_out_blocks: int,
     *,
     compute_dtype: str,
+    device: str = "cpu",
     is_sharded: bool = False,
     may_spread: bool = False,
     processes: int = 1,
@@ -52,8 +53,11 @@ def work(
             "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
             "result": Moved(written=student.weights_bytes),
         },
-        certain=held(parameters // parts, None if may_spread else teacher, compute_dtype, config.optimizer, parts)
+        certain=held(
+            parameters // parts, None if may_spread else teacher, compute_dtype, config.optimizer, parts, device
+        )
         | ({"masks": masks} if masks else {}),
+        host={} if device == "cpu" else _host(parameters, teacher, config, compute_dtype),
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
@@ -96,11 +100,29 @@ def held(
     compute_dtype: str,
     optimizer: OptimizerKind = "adamw",
     parts: int = 1,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Memory of one process on its device that no setting of the batches changes."""
-    moments = trained_bytes(optimizer).device - 2 * FP32
-    trained = {"weights": FP32 * parameters, "gradients": FP32 * parameters, "moments": int(moments * parameters)}
-    return trained | ({"teacher": teacher.shape.parameters() * ITEM_BYTES[compute_dtype] // parts} if teacher else {})
+    copies = FP32 if optimizer == "adamw_offload" and device == "cpu" else 0  # the weights that the moments update
+    moments = trained_bytes(optimizer).on(device) - 2 * FP32 - copies
+    trained = {
+        "weights": (FP32 + copies) * parameters,
+        "gradients": FP32 * parameters,
+        "moments": int(moments * parameters),
+    }
+    return trained | ({"teacher": _teacher_bytes(teacher, compute_dtype) // parts} if teacher else {})
+
+
+def _host(parameters: int, teacher: Subject | None, config: DistillConfig, compute_dtype: str) -> dict[str, int]:
+    """Memory of the host that one process takes for what its accelerator does not hold."""
+    optimizer = int(trained_bytes(config.optimizer).host * parameters)
+    beside = _teacher_bytes(teacher, compute_dtype) if teacher and config.teacher_device == "cpu" else 0
+    parts = {f"optimizer={config.optimizer}": optimizer, "teacher_device=cpu": beside}
+    return {name: size for name, size in parts.items() if size}
+
+
+def _teacher_bytes(teacher: Subject, compute_dtype: str) -> int:
+    return teacher.shape.parameters() * ITEM_BYTES[compute_dtype]
 
 
 def _transient(

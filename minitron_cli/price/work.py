@@ -115,6 +115,8 @@ class Work:
     """Name of a part -> what it moves."""
     certain: Mapping[str, int] = field(default_factory=dict)
     """Part of the memory of a process -> its bytes, which it takes whatever the batches are."""
+    host: Mapping[str, int] = field(default_factory=dict)
+    """The same in the host's memory beside an accelerator, as far as a setting moves it there."""
     transient: Mapping[str, int] = field(default_factory=dict)
     """The same for what depends on the batches, estimated."""
     disk: Mapping[str, int] = field(default_factory=dict)

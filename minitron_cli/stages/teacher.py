@@ -84,7 +84,9 @@ def _work(context: Context, config: TeacherConfig, length: int) -> Work:
     typed, training = _typed(config, length), config.training
     student = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed))
     dtype = compute_dtype(training, context.device)
-    work = training_work.work(student, None, training, length, training.eval_blocks or 0, compute_dtype=dtype)
+    work = training_work.work(
+        student, None, training, length, training.eval_blocks or 0, compute_dtype=dtype, device=context.device
+    )
     return replace(work, left_out=("training the tokenizer",))
 
 

@@ -94,6 +94,7 @@ class Pricing:
             self.blocks.sequence_length,
             len(self.held_out),
             compute_dtype=compute_dtype(self.training, self.context.device),
+            device=self.context.device,
             masked=sum(math.prod(shapes[name]) for name in ticket_masks.prunable(shape)),
         )
 

@@ -11,7 +11,9 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import DryRunStop
 from minitron_cli.cost.compute import Pass
 from minitron_cli.cost.derive import spent
+from minitron_cli.distill import sharding
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
+from minitron_cli.distill.optimizer import Optimizer
 from minitron_cli.errors import EnvironmentFault
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
@@ -139,6 +141,43 @@ def test_weights_gradients_and_moments_are_those_of_a_model_on_the_meta_device(m
         "moments": size(moments),
         "teacher": size(teacher.parameters()),
     }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_offload"])
+def test_what_a_training_on_a_cpu_holds_is_what_its_optimizer_holds_after_a_step(kind, monkeypatch):
+    """Where the device is the host, what is offloaded is in the same memory."""
+    model = tiny_model("llama")
+    optimizer = Optimizer(dict(model.named_parameters()), DistillConfig(steps=1, optimizer=kind))
+    gradients = {p: torch.ones_like(p) for p in model.parameters()}
+    for p, gradient in gradients.items():
+        p.grad = gradient
+    optimizer.step_(1e-3)
+    moments = [t for state in optimizer._adamw.state.values() for name, t in state.items() if name != "step"]
+    tensors = [*model.parameters(), *gradients.values(), *optimizer._updated.values(), *moments]
+    size_of = {t.data_ptr(): t.nbytes for t in tensors}
+    said = training.held(shape_of(model).parameters(), None, "float32", kind)
+    assert sum(said.values()) == sum(size_of.values())
+    for free, fits in ((1.1, False), (1.3, True)):  # with room for loading
+        monkeypatch.setattr(memory, "available_bytes", lambda device, free=free: free * sum(size_of.values()))
+        assert sharding.fits_replicated("cpu", 1, kind, shape_of(model).parameters(), 0) == fits
+
+
+def test_what_an_accelerator_leaves_to_the_host_has_to_fit_there(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000 if device == "cpu" else 1e9)
+    model, given = opened(), {"compute_dtype": "float32", "device": "cuda"}
+    config = DistillConfig(steps=1, optimizer="adamw_offload", teacher_device="cpu")
+    one = training.work(model, model, config, 16, 0, may_spread=True, **given)
+    weights = model.shape.parameters()
+    assert one.certain == {"weights": 4 * weights, "gradients": 4 * weights, "moments": 0}
+    assert one.host == {"optimizer=adamw_offload": 16 * weights, "teacher_device=cpu": 4 * weights}
+    with pytest.raises(EnvironmentFault, match=r"^optimizer=adamw_offload and teacher_device=cpu need .* 1000 B free"):
+        offer.check(one, Price(what="", parts=()), "cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 30 * weights)
+    with pytest.raises(EnvironmentFault, match=r"or use fewer processes$"):
+        offer.check(one, Price(what="", parts=()), "cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    offer.check(one, Price(what="", parts=()), "cuda")
 
 
 def priced(one: Work, here) -> Price:
