@@ -64,7 +64,10 @@ def work(
             "checkpoints": min(config.keep_last + 1, _saves(config, steps)) * STATE * FP32 * parameters,
         },
         remedies=_remedies(config),
-        sharding=f"{config.section}.sharding=full" if parts == 1 else "",
+        weight_remedies=_weight_remedies(config, device, has_teacher=teacher is not None and not may_spread)
+        if parts == 1
+        else (),
+        sharding="" if parts > 1 or config.kept_whole else f"{config.section}.sharding=full",
         processes=processes,
     )
 
@@ -144,5 +147,19 @@ def _remedies(config: DistillConfig) -> tuple[str, ...]:
     smaller_batch = (f"{section}.micro_batch_size=1",) if config.micro_batch_size > 1 else ()
     recompute = () if config.activation_checkpointing else (f"{section}.activation_checkpointing=true",)
     logits = () if config.low_memory else (f"{section}.low_memory=true",)
-    moments = (f"{section}.optimizer=adamw_8bit",) if config.optimizer == "adamw" else ()
-    return (*smaller_batch, *recompute, *logits, *moments)
+    return (*smaller_batch, *recompute, *logits)
+
+
+def _weight_remedies(config: DistillConfig, device: str, *, has_teacher: bool) -> tuple[str, ...]:
+    """Settings with which the device holds less of weights, gradients and moments. None goes with sharding.
+
+    `has_teacher`: the device holds the teacher too.
+    """
+    if config.sharding == "full":
+        return ()
+    kinds: tuple[OptimizerKind, ...] = ("adamw_8bit", "adamw_offload")
+    taken = trained_bytes(config.optimizer).on(device)
+    found = [f"optimizer={kind}" for kind in kinds if trained_bytes(kind).on(device) < taken]
+    if has_teacher and device != "cpu":
+        found.append("teacher_device=cpu")
+    return tuple(f"{config.section}.{setting}" for setting in found)

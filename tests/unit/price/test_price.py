@@ -180,6 +180,37 @@ def test_what_an_accelerator_leaves_to_the_host_has_to_fit_there(monkeypatch):
     offer.check(one, Price(what="", parts=()), "cuda")
 
 
+@pytest.mark.parametrize(
+    ("config", "device", "advice"),
+    [
+        ({}, "cuda", ["optimizer=adamw_8bit", "optimizer=adamw_offload", "teacher_device=cpu", "--gpus"]),
+        ({"optimizer": "adamw_8bit"}, "cuda", ["optimizer=adamw_offload", "teacher_device=cpu"]),
+        ({"optimizer": "adamw_offload"}, "cuda", ["teacher_device=cpu"]),
+        ({"sharding": "full"}, "cuda", ["--gpus"]),
+        ({}, "cpu", ["optimizer=adamw_8bit"]),
+        ({"optimizer": "adamw_offload"}, "cpu", ["optimizer=adamw_8bit"]),
+        ({"optimizer": "adamw_8bit"}, "cpu", []),
+    ],
+)
+def test_a_refused_training_is_told_what_helps_and_is_accepted(monkeypatch, config, device, advice):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    model, settings = opened(), {"steps": 1, **config}
+    given = {"compute_dtype": "float32", "device": device}
+    one = training.work(model, model, DistillConfig(**settings), 16, 0, **given)
+    with pytest.raises(EnvironmentFault) as refused:
+        offer.check(one, Price(what="", parts=()), device)
+    said = str(refused.value).partition(" free: ")[2]
+    offers = said.removeprefix("set ").split(", or ") if advice else []
+    assert [word.removeprefix("distill.").split(" ")[0] for word in offers] == advice, said
+    for setting in (word.removeprefix("distill.") for word in offers if "with" not in word):
+        name, _, value = setting.partition("=")
+        smaller = training.work(model, model, DistillConfig(**{**settings, name: value}), 16, 0, **given)
+        assert name == "teacher_device" or sum(smaller.certain.values()) < sum(one.certain.values())
+    if "--gpus" in advice:
+        assert said.endswith("with distill.sharding=full")
+    assert not any("optimizer" in word for word in one.remedies), "the batches do not depend on it"
+
+
 def priced(one: Work, here) -> Price:
     return offer.offered(here, "distill", one)
 
