@@ -27,12 +27,20 @@ class TrainedBytes(NamedTuple):
 
 def trained_bytes(kind: OptimizerKind) -> TrainedBytes:
     """Memory per trained parameter at the optimizer's step, activations aside."""
-    weight_and_gradient, moments = 4 + 4, 4 + 4
-    if kind == "adamw_8bit":
-        return TrainedBytes(weight_and_gradient + 2 * (1 + 4 / BLOCK), 0)
+    weight_and_gradient = 4 + 4
     if kind == "adamw_offload":  # the host updates weights of its own
-        return TrainedBytes(weight_and_gradient, weight_and_gradient + moments)
-    return TrainedBytes(weight_and_gradient + moments, 0)
+        return TrainedBytes(weight_and_gradient, weight_and_gradient + _moments(kind))
+    return TrainedBytes(weight_and_gradient + _moments(kind), 0)
+
+
+def saved_bytes(kind: OptimizerKind) -> float:
+    """Bytes per trained parameter of a saved state: the fp32 weight and the moments."""
+    return 4 + _moments(kind)
+
+
+def _moments(kind: OptimizerKind) -> float:
+    """Bytes per trained parameter of both moments, wherever they are."""
+    return 2 * (1 + 4 / BLOCK) if kind == "adamw_8bit" else 4 + 4
 
 
 def check(kind: OptimizerKind, section: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.distill.config import DistillConfig
+from minitron_cli.distill.optimizer_kinds import saved_bytes
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import fit, training
 from minitron_cli.price.evaluation import logits_bytes
@@ -74,7 +75,7 @@ def work(searching: Searching) -> Work:
         },
         certain=held or {"candidate": largest.weights_bytes},
         transient={"activations": run.layer_bytes(), "logits": logits_bytes(run)},
-        disk={"checkpoints": training.STATE * training.FP32 * _running(searching)} if retraining else {},
+        disk={"checkpoints": int(saved_bytes(retraining.optimizer) * _running(searching))} if retraining else {},
         remedies=("search.retrain.micro_batch_size=1",) if micro > 1 else (),
         left_out=(f"task {searching.config.objective} of each candidate",) if is_task else (),
         processes=searching.processes,

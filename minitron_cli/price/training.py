@@ -6,13 +6,12 @@ from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
-from minitron_cli.distill.optimizer_kinds import OptimizerKind, trained_bytes
+from minitron_cli.distill.optimizer_kinds import OptimizerKind, saved_bytes, trained_bytes
 from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
 from minitron_cli.results.training import TrainingResult
 
 FP32 = ITEM_BYTES["float32"]
 LOW_MEMORY_BYTES = 20 << 20  # of logits, see `DistillConfig.low_memory`
-STATE = 3  # a parameter in a checkpoint of the run: the weight and two moments
 
 
 def work(
@@ -41,6 +40,8 @@ def work(
     reader = teacher or student
     parts = processes if is_sharded else 1
     masks = config.mask_bytes(masked // parts)
+    states, bests = math.ceil(steps / config.save_every), _best_saves(config, steps, held_out_blocks)
+    state, best = int(saved_bytes(config.optimizer) * parameters), FP32 * parameters
     return Work(
         what=f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens",
         passes=tuple(derive.passes(result)),
@@ -50,7 +51,7 @@ def work(
         moved={
             "load the models": Moved(starts=1, read=student.weights_bytes + (teacher.weights_bytes if teacher else 0)),
             "optimizer": Moved(updates=parameters * steps // parts),
-            "checkpoints": Moved(written=_saves(config, steps) * STATE * FP32 * parameters // parts),
+            "checkpoints": Moved(written=(states * state + bests * best) // parts),
             "result": Moved(written=student.weights_bytes),
         },
         certain=held(
@@ -61,7 +62,7 @@ def work(
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
-            "checkpoints": min(config.keep_last + 1, _saves(config, steps)) * STATE * FP32 * parameters,
+            "checkpoints": min(config.keep_last + 1, states) * state + min(2, bests) * best,
         },
         remedies=_remedies(config),
         weight_remedies=_weight_remedies(config, device, has_teacher=teacher is not None and not may_spread)
@@ -91,10 +92,9 @@ def _result(
     )
 
 
-def _saves(config: DistillConfig, steps: int) -> int:
-    """Checkpoints that are written: every few steps and after the last, and each of the best if it is exported."""
-    best = math.ceil(steps / config.eval_every) if config.export == "best" else 0
-    return math.ceil(steps / config.save_every) + best
+def _best_saves(config: DistillConfig, steps: int, held_out_blocks: int) -> int:
+    """Times that the best weights are written, without moments, at most: after each evaluation if they are exported."""
+    return 1 + math.ceil(steps / config.eval_every) if config.export == "best" and held_out_blocks else 0
 
 
 def held(

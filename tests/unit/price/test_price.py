@@ -211,6 +211,33 @@ def test_a_refused_training_is_told_what_helps_and_is_accepted(monkeypatch, conf
     assert not any("optimizer" in word for word in one.remedies), "the batches do not depend on it"
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adamw_offload"])
+def test_checkpoints_are_priced_at_the_tensors_that_are_saved(kind):
+    model = tiny_model("llama")
+    optimizer = Optimizer(dict(model.named_parameters()), DistillConfig(steps=1, optimizer=kind))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step_(1e-3)
+    state = sum(t.nbytes for name, t in optimizer.tensors().items() if not name.startswith("step."))
+    best = sum(t.nbytes for t in optimizer.weights().values())
+    student = opened()
+    settings = {"steps": 30, "save_every": 10, "eval_every": 15, "keep_last": 2, "optimizer": kind}
+    last, exported = (
+        training.work(student, None, DistillConfig(**settings, export=export), 16, 4, compute_dtype="float32")
+        for export in ("last", "best")
+    )
+    assert (last.disk["checkpoints"], last.moved["checkpoints"].written) == (3 * state, 3 * state)
+    assert exported.disk["checkpoints"] == 3 * state + 2 * best, "the best weights replace those of before"
+    assert exported.moved["checkpoints"].written == 3 * state + 3 * best, "before the first step and twice later"
+
+
+def test_moments_of_8_bits_are_priced_with_their_scales():
+    model = opened()
+    config = DistillConfig(steps=1, optimizer="adamw_8bit")
+    one = training.work(model, None, config, 16, 0, compute_dtype="float32")
+    assert one.disk["checkpoints"] == int((4 + 2 * (1 + 4 / 256)) * model.shape.parameters())
+
+
 def priced(one: Work, here) -> Price:
     return offer.offered(here, "distill", one)
 
