@@ -153,7 +153,8 @@ class ModelPair:
                 student_BTD, student_states = self._decode(self._student, batch, [pair.student for pair in self.pairs])
             student_side = HeadInput(student_BTD.flatten(0, 1), self._student.head).rows(rows_N)
             if self.config.positions:
-                chosen_S = least_sure(student_side, self.config.positions.count(len(rows_N)))
+                sizes = targets.in_blocks(batch.input_ids_BT.shape[1])
+                chosen_S = least_sure(student_side, sizes, self.config.positions.counts(sizes))
                 student_side = student_side.rows(chosen_S)
                 signals = None if signals is None else signals.rows(chosen_S)
                 rows_N, labels_N = rows_N[chosen_S], labels_N[chosen_S]

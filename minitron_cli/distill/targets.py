@@ -18,6 +18,12 @@ class Targets(NamedTuple):
     labels_N: Tensor
     """Token that follows each of them."""
 
+    def in_blocks(self, length: int) -> list[int]:
+        """Number of scored positions of each block of `length` tokens that has any."""
+        _, counts = (self.rows_N // length).unique_consecutive(return_counts=True)
+        found: list[int] = counts.tolist()
+        return found
+
 
 NOTHING = Targets(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
 """No scored token: for a process without text of its own that takes part because others need its rows."""

@@ -13,7 +13,7 @@ from minitron_cli.artifacts.build import Context, StageBuild
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.pack import Blocks
-from minitron_cli.distill import optimizer_kinds, sharding, trackers
+from minitron_cli.distill import optimizer_kinds, sharding, trackers, weight_decay
 from minitron_cli.distill.config import DistillConfig, MaskRefresh
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.hidden_state_losses import StatePair
@@ -105,6 +105,12 @@ def check(config: DistillConfig) -> None:
     """RecipeError unless every package that the settings need is installed."""
     trackers.check(config.trackers)
     optimizer_kinds.check(config.optimizer, config.section)
+
+
+def key_inputs(config: DistillConfig, shape: Shape) -> dict[str, str]:
+    """What names rules among the inputs of a training on which they have an effect and were others before."""
+    positions = {"positions": "of each block"} if config.positions else {}
+    return positions | weight_decay.key_inputs(config, shape)
 
 
 def check_masks(start: SourceModel, config: DistillConfig) -> None:

@@ -54,8 +54,8 @@ class TrainingStep:
         """
         group, positions = self.state.group, self.models.config.positions
         parts = self.batches.micro_batches(self.state.step)
-        chosen = positions.count if positions else int
-        count = int(group.sum(sum(chosen(len(target.labels_N)) for _, target in parts)))
+        in_blocks = [n for part, target in parts for n in target.in_blocks(part.input_ids_BT.shape[1])]
+        count = int(group.sum(sum(positions.counts(in_blocks) if positions else in_blocks)))
         assert count, "every block has a token to predict"
         figures_F = torch.zeros(len(self.models.figures), device=group.device)
         signals = self.batches.signals(self.state.step, parts, is_last=is_last)

@@ -8,7 +8,7 @@ from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, training_run, weight_decay
+from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import CorrectConfig
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of, given_texts
@@ -40,7 +40,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         "model": parent.fingerprint,
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
-        **weight_decay.key_inputs(config, parent.shape),
+        **training_run.key_inputs(config, parent.shape),
     }
     made = produce(
         context,

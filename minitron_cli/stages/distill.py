@@ -6,7 +6,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, training_run, weight_decay
+from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.hidden_state_losses import StatePair, relation_pairs, shared_norms, state_pairs
 from minitron_cli.distill.teacher_signals import Student, TeacherSignals
@@ -53,7 +53,7 @@ def run(
         "train": train_blocks.fingerprint,
         "validation": validation_blocks.fingerprint,
         **({"signals": signals.fingerprint} if signals else _teacher_dtype(context)),
-        **weight_decay.key_inputs(config, start.shape),
+        **training_run.key_inputs(config, start.shape),
     }
     runs = None if signals else teacher
     made = produce(

@@ -10,7 +10,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, weight_decay
+from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.trainer import train
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs import tokenizers
@@ -96,7 +96,7 @@ def run(
         **({"heads": WITH_HIDDEN} if any("head" in t.space.keys() - config.axes.keys() for t in targets) else {}),
         **objective.inputs(),
         **({"signals": signals.fingerprint} if (signals := retraining and retraining.signals) else {}),
-        **(weight_decay.key_inputs(retraining.config, parent.shape) if retraining else {}),
+        **(training_run.key_inputs(retraining.config, parent.shape) if retraining else {}),
         **(repair.inputs(parent.family) if repair else {}),
     }
     timed = sorted(set(cost_names([one for one in config.constraints if isinstance(one, Timed)])))

@@ -15,7 +15,7 @@ from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.distill import short_runs, training_run, weight_decay
+from minitron_cli.distill import short_runs, training_run
 from minitron_cli.distill.trainer import train
 from minitron_cli.errors import DataError, DryRunStop
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
@@ -201,7 +201,7 @@ class Tickets:
             stage=START,
             version=VERSION,
             config=config,
-            inputs={"model": self.model.fingerprint, **self._texts, **(self._decay if step else {})},
+            inputs={"model": self.model.fingerprint, **self._texts, **(self._rules if step else {})},
             build=build,
             label=f"step-{step}-seed-{training.seed}",
         )
@@ -217,8 +217,8 @@ class Tickets:
         return {"train": self.train_blocks.fingerprint, "validation": self.held_out.fingerprint}
 
     @property
-    def _decay(self) -> dict[str, str]:
-        return weight_decay.key_inputs(self.config.training, self.model.shape)
+    def _rules(self) -> dict[str, str]:
+        return training_run.key_inputs(self.config.training, self.model.shape)
 
     def _ticket(
         self, number: int, training: TicketTraining, start: SourceModel, before: Round, before_start: SourceModel
@@ -291,7 +291,7 @@ class Tickets:
             stage=ROUND,
             version=VERSION,
             config=self._config(arm, number, training),
-            inputs={"start": start.fingerprint, **inputs, **self._texts, **self._decay},
+            inputs={"start": start.fingerprint, **inputs, **self._texts, **self._rules},
             build=build,
             label=label,
             price=self.pricing.of_next,

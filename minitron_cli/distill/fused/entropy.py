@@ -2,6 +2,8 @@
 
 # N token, B token of one block, C one chunk of the vocab
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,14 @@ def entropy(side: HeadInput) -> Tensor:
     return entropy_N
 
 
-def least_sure(side: HeadInput, count: int) -> Tensor:
-    """Places of the `count` tokens of the highest entropy, ascending; of equals the first."""
-    return entropy(side).sort(descending=True, stable=True).indices[:count].sort().values
+def least_sure(side: HeadInput, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Places of the tokens of the highest entropy, ascending; of equals the first.
+
+    Of each block of consecutive tokens, `sizes` long, as many as its entry of `counts`.
+    """
+    entropy_N = entropy(side)
+    places, first = [torch.empty(0, dtype=torch.long, device=entropy_N.device)], 0
+    for entropy_B, count in zip(entropy_N.split(list(sizes)), counts, strict=True):
+        places.append(first + entropy_B.sort(descending=True, stable=True).indices[:count].sort().values)
+        first += len(entropy_B)
+    return torch.cat(places)

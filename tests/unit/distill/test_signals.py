@@ -12,14 +12,16 @@ import torch
 from torch.nn import functional as F
 
 from minitron_cli.data.batches import batch
-from minitron_cli.distill import teaching
+from minitron_cli.distill import teaching, training_run
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.fused.entropy import entropy, least_sure
 from minitron_cli.distill.fused.head_matmul import HeadInput
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.position_choice import PositionChoice
 from minitron_cli.distill.targets import NOTHING, targets
+from minitron_cli.model.families import family_of
 from minitron_cli.model.lm_head import Head
+from minitron_cli.model.shape import Shape
 from minitron_cli.signals import shards
 from minitron_cli.signals.config import Sampled, TopK
 from minitron_cli.signals.encoding import Encoding
@@ -105,6 +107,18 @@ def test_a_run_on_signals_resumes_to_the_last_bit(tmp_path: Path) -> None:
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+def test_which_positions_are_chosen_does_not_depend_on_micro_batches() -> None:
+    runs = [run(None, configured(positions={"share": 0.3}, micro_batch_size=size)) for size in (4, 1)]
+    for whole, parts in zip(*(result.metrics for _, result in runs), strict=True):
+        assert whole == pytest.approx(parts, rel=1e-4)
+
+
+def test_a_training_on_some_positions_has_a_key_of_its_own() -> None:
+    shape = Shape.of(family_of(small.student().config), small.student().config)
+    assert training_run.key_inputs(configured(positions=HALF), shape) == {"positions": "of each block"}
+    assert training_run.key_inputs(configured(), shape) == {}
+
+
 def test_another_pass_reads_other_draws(tmp_path: Path) -> None:
     signals = stored(tmp_path, Sampled(draws=9), epochs=2)
     asked: list[int] = []
@@ -146,8 +160,10 @@ def test_entropy_is_that_of_the_softmax() -> None:
     wanted = torch.distributions.Categorical(logits=head.logits(hidden_ND)).entropy()
     found = entropy(HeadInput(hidden_ND, head))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    chosen = least_sure(HeadInput(hidden_ND, head), 140)
+    chosen = least_sure(HeadInput(hidden_ND, head), [700], [140])
     assert chosen.tolist() == sorted(wanted.topk(140).indices.tolist())
+    both = [*wanted[:300].topk(10).indices.tolist(), *(300 + wanted[300:].topk(20).indices).tolist()]
+    assert least_sure(HeadInput(hidden_ND, head), [300, 400], [10, 20]).tolist() == sorted(both)
 
 
 def test_losses_are_means_over_the_least_sure_positions() -> None:
@@ -157,8 +173,10 @@ def test_losses_are_means_over_the_least_sure_positions() -> None:
     models = ModelPair(student, teacher, config, (), ProcessGroup("cpu"), "fp32")
     part = batch(cast("Any", blocks), [0, 1, 2])
     target = targets(part)
-    count = PositionChoice(**HALF).count(len(target.labels_N))
-    assert count == -(-len(target.labels_N) // 2)
+    block_N = (target.rows_N // small.LENGTH).numpy()
+    counts = PositionChoice(**HALF).counts(target.in_blocks(small.LENGTH))
+    assert counts == [-(-n // 2) for n in np.bincount(block_N)]
+    count = sum(counts)
     found = models.losses(part, target, count, 0.0)
     (grad,) = torch.autograd.grad(found.total, [student.lm_head.weight])
 
@@ -168,7 +186,8 @@ def test_losses_are_means_over_the_least_sure_positions() -> None:
 
     own_NV, its_NV = logits(student), logits(teacher).detach()
     own_N = torch.distributions.Categorical(logits=own_NV.detach()).entropy()
-    chosen_S = np.argsort(-own_N.numpy(), kind="stable")[:count]
+    order_N = np.argsort(-own_N.numpy(), kind="stable")
+    chosen_S = np.concatenate([order_N[block_N[order_N] == i][:n] for i, n in enumerate(counts)])
     log_q_SV, log_p_SV = (x_NV[chosen_S].log_softmax(-1) for x_NV in (own_NV, its_NV))
     wanted = F.kl_div(log_q_SV, log_p_SV, log_target=True, reduction="batchmean")
     torch.testing.assert_close(found.total, wanted, rtol=1e-4, atol=1e-6)
