@@ -202,12 +202,25 @@ def _text(text: DataOptions | None) -> dict[KeyPath, Any]:
     if (text.format or text.column) and not (text.data or text.validation):
         flag = "--format" if text.format else "--column"
         raise InputError(f"{flag} says how --data or --validation is read: give that as well")
+    _check_read(text)
     named: dict[KeyPath, Any] = {("data", "sequence_length"): text.sequence_length, ("data", "bos"): text.bos}
     if text.data:
         named |= {("data", "sources"): [_source(one, text) for one in text.data], ("data", "validation"): []}
     if text.validation:
         named["data", "validation"] = [_source(one, text, held_out=True) for one in text.validation]
     return named
+
+
+def _check_read(text: DataOptions) -> None:
+    """Raise InputError if an option says how text is read, and nothing of what is named is read so."""
+    named = [*(text.data or ()), *(text.validation or ())]
+    kinds = {"built-in" if one in BUILT_IN else one.partition(":")[0] for one in named}
+    for flag, value, others in (
+        ("--format", text.format, {"built-in", "ids"}),
+        ("--column", text.column, {"built-in"}),
+    ):
+        if value and kinds <= others:
+            raise InputError(f"{flag} has no effect on {' and '.join(named)}: drop it, or name files or hub:NAME")
 
 
 def _source(given: str, text: DataOptions, *, held_out: bool = False) -> dict[str, Any]:

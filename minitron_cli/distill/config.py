@@ -117,7 +117,8 @@ class DistillConfig(Spec):
     """Positions that the losses are taken at; null: all that are scored. Does not go with hidden."""
     signals: str = Field("auto", exclude=True)
     """auto: in place of the teacher, read the signals of `minitron teach` if there are any of this teacher, text and
-    temperature. never: the teacher runs. Or the directory of such signals, which then have to fit."""
+    temperature. never: the teacher runs. Or the directory of such signals, which then have to fit a loss that needs a
+    teacher."""
     init: Literal["student", "random"] = "student"
     """Initial weights: the pruned student's, or random ones in its shape, the control for the benefit of pruning."""
     eval_every: int = Field(100, ge=1)
@@ -160,6 +161,10 @@ class DistillConfig(Spec):
         self.check_rates()
         if self.sharding == "full" and (kept_whole := self.kept_whole):
             raise ValueError(f"sharding=full does not go with {kept_whole}; drop one of them")
+        if self.signals not in ("auto", "never") and not self.needs_teacher:
+            raise ValueError(
+                f"signals={self.signals} stand for a teacher, and no loss needs one; drop signals, or use forward_kl"
+            )
         if self.positions and self.hidden:
             raise ValueError(
                 "positions choose among the losses on logits, and hidden is a loss on all; drop one of them"
@@ -256,8 +261,10 @@ class CorrectConfig(DistillConfig):
 
     @model_validator(mode="after")
     def _has_no_teacher(self) -> "CorrectConfig":
-        if self.needs_teacher:
-            raise ValueError("correction has no teacher: use cross_entropy as the only loss and drop hidden")
+        if self.needs_teacher or self.teacher_device != "auto":
+            raise ValueError(
+                "correction has no teacher: use cross_entropy as the only loss, and drop hidden and teacher_device"
+            )
         if self.init != "student":
             raise ValueError("correction starts from the model itself: drop init")
         return self

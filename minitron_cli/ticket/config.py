@@ -42,9 +42,11 @@ class TicketTraining(DistillConfig):
 
     @model_validator(mode="after")
     def _has_no_teacher(self) -> "TicketTraining":
-        if self.needs_teacher or self.init != "student" or self.mask != "frozen" or self.export != "last":
+        is_taught = self.needs_teacher or self.teacher_device != "auto"
+        if is_taught or self.init != "student" or self.mask != "frozen" or self.export != "last":
             raise ValueError(
-                "a ticket is trained on the text with its mask: drop hidden, init, mask, export and losses"
+                "a ticket is trained on the text with its mask: drop hidden, init, mask, export, losses and "
+                "teacher_device"
             )
         return self
 

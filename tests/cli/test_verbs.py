@@ -644,6 +644,22 @@ def test_options_that_describe_the_text_need_it(fresh: KeyPath) -> None:
         assert refused == f"{flag} says how --data or --validation is read: give that as well"
 
 
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--format", "chat"), ("--data", "python_help")),
+        (("--column", "text"), ("--data", "python_stdlib", "--validation", "python_help")),
+        (("--format", "chat"), ("--data", "ids:a.jsonl")),
+    ],
+)
+def test_options_that_no_text_is_read_by_are_refused(
+    fresh: KeyPath, option: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    texts = " and ".join(named[1::2])
+    refused = fresh.run("importance", fresh.model, *named, *option, code=2)
+    assert refused == f"{option[0]} has no effect on {texts}: drop it, or name files or hub:NAME"
+
+
 @pytest.mark.slow
 def test_another_dtype_of_the_teacher_is_another_training(place: KeyPath, distilled: dict[str, Any]) -> None:
     again = ("distill", "--steps", 2, *TRAINING, "--dry-run")

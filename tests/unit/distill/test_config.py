@@ -3,8 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from minitron_cli.distill.config import OBJECTIVES, DistillConfig, HiddenLosses
+from minitron_cli.distill.config import OBJECTIVES, CorrectConfig, DistillConfig, HiddenLosses
+from minitron_cli.distill.control import Control
 from minitron_cli.errors import RecipeError
+from minitron_cli.ticket.config import TicketTraining
 
 
 def test_defaults_are_the_papers() -> None:
@@ -41,11 +43,29 @@ def test_an_unsaid_length_is_asked_for() -> None:
         ({"losses": [{"kind": "jsd", "beta": 1}]}, "less than 1"),
         ({"hidden": {"weight": 0}}, "above 0, or 'dynamic'"),
         ({"hidden": {"states": ["attention"]}}, "Input should be"),
+        (
+            {"losses": [{"kind": "cross_entropy"}], "signals": "/gone"},
+            "signals=/gone .* no loss needs one; drop signals",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DistillConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize("kind", [CorrectConfig, TicketTraining])
+def test_a_training_without_a_teacher_refuses_what_stands_for_one_or_moves_it(kind: type[DistillConfig]) -> None:
+    with pytest.raises(ValidationError, match=r"signals=/gone stand for a teacher.*; drop signals"):
+        kind(signals="/gone")
+    with pytest.raises(ValidationError, match=r"drop .*teacher_device"):
+        kind(teacher_device="cpu")
+    assert kind(signals="never").teacher_device == "auto"
+
+
+def test_a_control_without_a_teacher_leaves_the_named_signals_to_the_others() -> None:
+    distill = DistillConfig(steps=1, signals="/signals")
+    assert not Control(label="text", objective="ce").applied_to(distill).needs_teacher
 
 
 def test_who_needs_a_teacher() -> None:
