@@ -146,10 +146,7 @@ def prepare(
             else _wait_for(directory, key)
         )
     if len(file.tokens) < config.sequence_length:
-        raise DataError(
-            f"{name} data: {len(file.tokens):,} tokens are fewer than one block of {config.sequence_length:,}; "
-            "add text or lower data.sequence_length"
-        )
+        raise split.too_few(len(file.tokens), config.sequence_length)
     return _with_predictions(Blocks(file, config.sequence_length, frame.before), name, split.has_loss_mask)
 
 

@@ -90,6 +90,16 @@ class Split:
             "here; name data.validation sources, or split the text into more documents"
         )
 
+    def too_few(self, tokens: int, block: int) -> DataError:
+        """Error to raise if the split has fewer tokens than one block."""
+        advice = "add text or lower data.sequence_length"
+        if self.name == "validation" and self.held_out is not None:
+            advice = (
+                f"name held-out text with --validation, raise data.validation_fraction above {self.held_out:g}, or "
+                "lower data.sequence_length"
+            )
+        return DataError(f"{self.name} data: {tokens:,} tokens are fewer than one block of {block:,}; {advice}")
+
     def _holds(self, document: Document) -> bool:
         return self.held_out is None or (_position(document) < self._border) == (self.name == "validation")
 

@@ -319,6 +319,19 @@ def test_too_few_tokens_for_a_block_are_counted(tokenizer, tmp_path):
     assert len(prepare(everything(source, length=1500), "train", Refusing(), "t", tmp_path / "cache")) == 1
 
 
+def test_a_part_that_is_too_small_to_hold_out_names_what_enlarges_it(tokenizer, texts, tmp_path):
+    """More text enlarges it by a fiftieth of what is added."""
+    source = text_source(lines(tmp_path / "a.jsonl", texts))
+    config = DataConfig(sources=(source,), validation_fraction=0.02, sequence_length=1 << 20)
+    with pytest.raises(
+        DataError, match=r"^validation data: .*with --validation, raise .*fraction above 0\.02, or lower"
+    ):
+        prepare(config, "validation", tokenizer, "t", tmp_path / "cache")
+    named = config.model_copy(update={"validation": (source,)})
+    with pytest.raises(DataError, match=r"^validation data: .*; add text or lower data\.sequence_length$"):
+        prepare(named, "validation", tokenizer, "t", tmp_path / "cache")
+
+
 def left(cache: Path) -> list[Path]:
     return list(cache.iterdir()) if cache.exists() else []
 
