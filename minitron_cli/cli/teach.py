@@ -7,9 +7,10 @@ from typer import Option
 from minitron_cli.cli import torchrun, training
 from minitron_cli.cli.options import Arguments, ComputeOptions, DataOptions, RecipeOption, Seed
 from minitron_cli.cli.training import Teacher
+from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from minitron_cli.yaml_document import KeyPath
+    from minitron_cli.yaml_document import KeyPath, YamlDocument
 
 
 def teach(
@@ -57,11 +58,11 @@ def teach(
 
     For example: minitron teach llama-3.1-8b --data 'corpus/*.jsonl' --tokens 2B
     """
+    from minitron_cli import yaml_document
     from minitron_cli.cli import printing, sessions
 
     torchrun.if_requested(gpus)
     flags: dict[KeyPath, Any] = {
-        ("signals",): _signals(kind, draws),
         ("tokens",): tokens,
         ("epochs",): epochs,
         ("batch_size",): batch_size,
@@ -72,15 +73,25 @@ def teach(
         from minitron_cli.distill.config import DistillConfig
         from minitron_cli.signals.config import TeachConfig
 
-        config = session.section(TeachConfig, "teach")
+        requested = _with_signals(session.requested, kind, draws)
+        config = yaml_document.check(TeachConfig, requested, ("teach",))
         trains = session.section(DistillConfig, "distill") if session.requested.values.get("distill") else None
         source = training.teacher(session, teacher)
         artifact = api.teach(session.context, source, session.data(), config, training=trains)
     printing.artifact(artifact, how)
 
 
-def _signals(kind: str | None, draws: int | None) -> dict[str, Any] | None:
-    """Section on what is stored; None if no option changes it."""
+def _with_signals(requested: "YamlDocument", kind: str | None, draws: int | None) -> "YamlDocument":
+    """The settings with the options on what is stored, which leave the others of that kind as they are.
+
+    InputError if draws are given for signals that are not drawn.
+    """
     if kind is None and draws is None:
-        return None
-    return {"kind": kind or "sampled"} | ({"draws": draws} if draws else {})
+        return requested
+    given = (requested.values.get("teach") or {}).get("signals")
+    given = given if isinstance(given, dict) else {}
+    chosen = kind or given.get("kind") or "sampled"
+    if draws and chosen != "sampled":
+        raise InputError(f"--draws is about --kind sampled, and the signals are {chosen}: leave one of them out")
+    same = given if given.get("kind", chosen) == chosen else {}
+    return requested.with_value(("teach", "signals"), {**same, "kind": chosen} | ({"draws": draws} if draws else {}))

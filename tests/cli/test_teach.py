@@ -42,6 +42,42 @@ def test_bad_input_is_one_sentence(run: Run, tiny: Path) -> None:
         assert said in printed("teach", model, *words, code=2), words
 
 
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        ((), "top 256"),
+        (("--kind", "top_k"), "top 256"),
+        (("--kind", "sampled"), "50 draws"),
+        (("--kind", "sampled", "--draws", 20), "20 draws"),
+        (("signals.k=200", "--kind", "top_k"), "top 200"),
+    ],
+)
+def test_options_change_what_they_name_and_leave_the_rest_of_the_recipe(
+    run: Run, tiny: Path, options: tuple[str | int, ...], stored: str
+) -> None:
+    dry = printed("teach", "--recipe", _recipe_of_top_256(tiny), *options, "--dry-run")
+    assert dry["forecast"]["signals"] == stored
+
+
+def test_draws_of_signals_that_are_not_drawn_are_refused(run: Run, tiny: Path) -> None:
+    said = printed("teach", "--recipe", _recipe_of_top_256(tiny), "--draws", 20, "--dry-run", code=2)
+    assert "--draws is about --kind sampled, and the signals are top_k" in said
+
+
+def _recipe_of_top_256(tiny: Path) -> Path:
+    file = Path("recipe.yaml")
+    file.write_text(
+        f"""
+model: {tiny / "model"}
+data: {{sources: [{{kind: files, paths: [{tiny / "text.jsonl"}]}}], sequence_length: 16}}
+prune: {{shape: {{ffn: 64}}}}
+distill: {{steps: 2, batch_size: 2, warmup_steps: 1}}
+teach: {{signals: {{kind: top_k, k: 256}}}}
+"""
+    )
+    return file
+
+
 @pytest.mark.slow
 def test_the_verbs_after_it_read_and_show_signals(run: Run, tiny: Path) -> None:
     runs_with(Path("runs"), tiny, ("prune", "shape.ffn=64", "repair=none"))
