@@ -91,7 +91,8 @@ def _values(batch: "pa.RecordBatch | pa.Table", name: str) -> list[Any]:
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not is_list:
         return array.to_pylist()
-    if types.is_nested(kind.value_type):
+    of = kind.value_type
+    if not (types.is_integer(of) or types.is_floating(of) or types.is_boolean(of) or types.is_null(of)):
         return [_without_nulls(value) for value in array.to_pylist()]
     return [scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in array]
 

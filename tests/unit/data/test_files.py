@@ -221,6 +221,14 @@ def test_what_is_no_flat_list_of_whole_numbers_is_named(row, write):
         token_ids(path)
 
 
+def test_a_list_of_texts_in_a_table_is_a_list(tmp_path):
+    """Such as tools that are each JSON text."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_table(tmp_path / "a.parquet", pa.table({"messages": [talk, talk], "tools": [['{"name": "x"}'], None]}))
+    source = TextFiles(paths=(str(tmp_path / "a.parquet"),), format="chat")
+    assert [document.content.tools for document in source.open().documents] == [('{"name": "x"}',), ()]
+
+
 def test_null_among_the_ids_of_a_table_is_named(tmp_path):
     for rows in ([[1], None], [[1], [2, None]]):
         write_table(tmp_path / "a.parquet", pa.table({"input_ids": rows}))
