@@ -69,10 +69,9 @@ class RecipeWork:
         if recipe.sparsify:
             yield from self._sparsify(recipe.sparsify)
         if recipe.distill:
-            teacher = None if recipe.teach else self.teacher
-            yield "distill", self._training(self.child, teacher, recipe.distill)
+            yield "distill", self._taught(recipe.distill)
             for control in filter(lambda control: control.trained, recipe.controls):
-                yield f"distill {control.label}", self._training(self.child, teacher, self._of(control))
+                yield f"distill {control.label}", self._taught(self._of(control))
         yield "eval", self._evaluation()
 
     def trainings(self, *, before_last: bool = False) -> tuple[Trained, ...]:
@@ -109,6 +108,11 @@ class RecipeWork:
             per_token=per_token,
         )
         return control.applied_to(config, tokens=tokens)
+
+    def _taught(self, config: DistillConfig) -> Work:
+        """Training of the child. Signals stand for the teacher of losses that need one, not in evaluations alone."""
+        reads_signals = self.recipe.teach is not None and config.needs_teacher
+        return self._training(self.child, None if reads_signals else self.teacher, config)
 
     def _training(self, student: Subject, teacher: Subject | None, config: DistillConfig) -> Work:
         config, _ = short_runs.fitted(config, self.length)

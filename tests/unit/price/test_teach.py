@@ -6,6 +6,8 @@ from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.price import subject
 from minitron_cli.price import teach as work_of
+from minitron_cli.recipe import Recipe
+from minitron_cli.recipe_work import RecipeWork
 from minitron_cli.results.price import Part, Price
 from minitron_cli.signals.config import Sampled, TeachConfig, TopK
 from tests.tiny import tiny_config
@@ -48,3 +50,21 @@ def test_it_pays_once_live_passes_take_longer(beside: float | None, count: int) 
     parts = [Part(name="teacher", flops=1, seconds=90.0), Part(name="teacher, head", flops=1, seconds=10.0)]
     price = Price(what="", parts=(*parts, Part(name="write the signals", seconds=beside)))
     assert work_of.pays_from(price) == count
+
+
+def test_a_control_without_a_loss_of_the_teacher_is_evaluated_beside_it_although_signals_are_stored() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": "m",
+            "data": {"sources": [{"kind": "python_help"}], "sequence_length": 16},
+            "prune": {"shape": {"ffn": 32}, "repair": "none"},
+            "distill": {"steps": 2, "batch_size": 2, "warmup_steps": 0},
+            "teach": {},
+            "controls": [{"label": "text", "objective": "ce"}],
+        }
+    )
+    typed = tiny_config("llama")
+    model = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed), "float32")
+    works = dict(RecipeWork(recipe, model, model, [model.shape.resize(ffn=32)], "cpu").stages())
+    assert "teacher" not in works["distill"].certain
+    assert works["distill text"].certain["teacher"] == 4 * model.shape.parameters()
