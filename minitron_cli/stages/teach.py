@@ -19,7 +19,7 @@ from minitron_cli.distill import short_runs, teacher_signals
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup, resolve_precision
 from minitron_cli.distill.teaching import MadeShard, Piece, ShardStore, Teacher, pieces
-from minitron_cli.errors import ArtifactError
+from minitron_cli.errors import ArtifactError, RecipeError
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.inputs.token_blocks import blocks_of, given_texts
 from minitron_cli.price import subject
@@ -69,7 +69,9 @@ def _resolved(config: TeachConfig, training: DistillConfig | None, blocks: Block
     """Settings whose length is that of whole steps; what they leave out is taken from the training, if one is given."""
     if training is None and config.tokens is None:
         return config
-    own = {"tokens": config.tokens, "steps": None} if config.tokens else {}
+    own = {"tokens": config.tokens, "steps": None, "warmup_steps": 0} if config.tokens else {}
+    if training and config.tokens:
+        _check_fills_a_step(config.tokens, training, blocks.sequence_length)
     asked = (training or DistillConfig()).model_copy(update=own)
     fitted, _ = short_runs.fitted(asked, blocks.sequence_length, len(blocks))
     tokens = fitted.total_steps(blocks.sequence_length) * fitted.batch_size * blocks.sequence_length
@@ -79,6 +81,16 @@ def _resolved(config: TeachConfig, training: DistillConfig | None, blocks: Block
         given = {"seed": training.seed, "eval_blocks": training.eval_blocks, "temperature": temperature}
     left_out = {name: value for name, value in given.items() if name not in config.model_fields_set}
     return config.model_copy(update={"tokens": tokens, **left_out})
+
+
+def _check_fills_a_step(tokens: int, training: DistillConfig, length: int) -> None:
+    """RecipeError if the training that signals are for is less than one step of the batch that is set."""
+    batch = training.batch_size
+    if "batch_size" in training.model_fields_set and batch > 1 and tokens < batch * length:
+        raise RecipeError(
+            f"teach.tokens {tokens:,} is less than one step of distill.batch_size {batch:,} x {length:,} tokens: raise "
+            "teach.tokens, or leave it out to have signals for the whole training"
+        )
 
 
 @dataclass(frozen=True)

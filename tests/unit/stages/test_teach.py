@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from minitron_cli.distill import teacher_signals, teaching
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.targets import targets
 from minitron_cli.distill.teacher_signals import Student, TeacherSignals
-from minitron_cli.errors import ArtifactError, DryRunStop, InputError
+from minitron_cli.errors import ArtifactError, DryRunStop, InputError, RecipeError
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.results.teach import TeachResult
@@ -179,6 +180,16 @@ def test_a_length_in_tokens_is_rounded_as_that_of_a_training(place: Path, tmp_pa
     student = distill.run(context(tmp_path), open_source_model(place / "model"), place / "student", data(place), config)
     assert student.manifest.inputs["signals"] == made.fingerprint
     assert student.result(TrainingResult).tokens > 1001
+
+
+def test_a_length_below_one_step_of_the_training_is_refused_by_its_own_name(place: Path, tmp_path: Path) -> None:
+    training, config = DistillConfig(steps=9, batch_size=4, warmup_steps=5), TeachConfig(tokens=63, precision="fp32")
+    here, model = context(tmp_path), open_source_model(place / "model")
+    with pytest.raises(RecipeError, match=r"^teach\.tokens 63 is less than one step of distill\.batch_size 4 x 16 "):
+        teach.run(here, model, data(place), config, training=training)
+    one_step = config.model_copy(update={"tokens": 64})
+    with pytest.raises(DryRunStop):  # its warm-up is that of a longer training
+        teach.run(replace(here, dry_run=True), model, data(place), one_step, training=training)
 
 
 @pytest.mark.parametrize(
