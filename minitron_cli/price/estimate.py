@@ -61,6 +61,13 @@ class _Speeds:
         return Probe(self._work.model, self._place.device, observed=self._work.observed)
 
     @cached_property
+    def _teacher(self) -> "Probe":
+        from minitron_cli.price.probe import Probe
+
+        elsewhere = self._work.teacher_device
+        return Probe(self._work.model, elsewhere) if elsewhere else self._model
+
+    @cached_property
     def _student(self) -> "Probe":
         from minitron_cli.price.probe import Probe
 
@@ -76,7 +83,7 @@ class _Speeds:
     def decoder(self, one: Pass) -> float:
         """Seconds of a pass without the head."""
         how = DECODERS.get(one.work, "forward")
-        probe = self._student if how == "training" else self._model
+        probe = self._student if how == "training" else self._teacher if one.work == "teacher" else self._model
         return one.decoder * probe.decoder(how) / self._work.processes
 
     def head(self, one: Pass) -> float:

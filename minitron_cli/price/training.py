@@ -46,6 +46,7 @@ def work(
         what=f"{steps:,} steps of {config.batch_size:,} x {length:,} tokens",
         passes=tuple(derive.passes(result)),
         model=reader.runs(config.micro_batch_size, length, compute_dtype),
+        teacher_device="cpu" if teacher and config.teacher_device == "cpu" else "",
         student=student.runs(config.micro_batch_size, length, "float32"),
         training=config,
         moved={

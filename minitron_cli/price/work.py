@@ -105,6 +105,8 @@ class Work:
     passes: tuple[Pass, ...]
     model: Run
     """Model whose speed stands for all passes but the training."""
+    teacher_device: str = ""
+    """Device of a teacher that runs elsewhere than its student; its head does not."""
     student: Run | None = None
     """Model that is trained, if one is."""
     training: DistillConfig | None = None

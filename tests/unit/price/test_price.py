@@ -311,6 +311,23 @@ def test_a_time_that_rounds_to_nothing_is_under_a_second(seconds, written):
     assert offer.line(price, "cpu") == f"2 layers, {written} on cpu"
 
 
+def test_a_teacher_in_the_hosts_memory_has_the_hosts_speed(tmp_path, monkeypatch):
+    """Of its decoder: what the head makes of its states is computed on the student's device."""
+    monkeypatch.setattr("minitron_cli.price.probe.Probe.decoder", lambda probe, how: 5 if probe.device == "cpu" else 1)
+    monkeypatch.setattr("minitron_cli.price.probe.Probe.head", lambda probe, how: 5 if probe.device == "cpu" else 1)
+    monkeypatch.setattr("minitron_cli.price.probe.Probe.saved_bytes", lambda probe, tokens: 0.0)
+    model, passes = opened(), (Pass("training", 1, 10**12), Pass("teacher", 1, 10**12, 10**12))
+    for where, seconds in (("auto", 1), ("cpu", 5)):
+        config = DistillConfig(steps=1, teacher_device=where)
+        one = training.work(model, model, config, 16, 0, compute_dtype="float32", device="cuda")
+        found = estimate.price(replace(one, passes=passes, moved={}), estimate.Place("cuda", tmp_path))
+        assert {part.name: part.seconds / 10**12 for part in found.parts} == {
+            "training": 1,
+            "teacher": seconds,
+            "teacher, head": 1,
+        }
+
+
 def test_time_is_the_sum_of_flops_over_speeds_and_bytes_over_the_disks(tmp_path, monkeypatch):
     """With speeds that are given, the price is arithmetic that can be done by hand."""
     speeds = {"forward": 1e-12, "observed": 2e-12, "loss": 3e-12}
