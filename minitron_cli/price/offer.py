@@ -18,7 +18,7 @@ from minitron_cli.figures import Figure, memory_size
 from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.price import estimate, subject, training
 from minitron_cli.price.estimate import Place
-from minitron_cli.price.work import ITEM_BYTES, Work
+from minitron_cli.price.work import ITEM_BYTES, LARGER, Work
 from minitron_cli.results.price import Price
 from minitron_cli.signals.config import TeachConfig
 from minitron_cli.sparse.mask_file import MaskFile
@@ -136,7 +136,7 @@ def _remark_if_emulated(work: Work, device: str) -> None:
 
 
 def _advice(remedies: Sequence[str]) -> str:
-    return f"set {', or '.join(remedies)}" if remedies else "use a device with more memory, or smaller models"
+    return f"set {', or '.join(remedies)}" if remedies else LARGER
 
 
 def line(price: Price, device: str) -> str:

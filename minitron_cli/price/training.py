@@ -7,7 +7,7 @@ from minitron_cli.cost.compute import model_size
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
 from minitron_cli.distill.optimizer_kinds import OptimizerKind, saved_bytes, trained_bytes
-from minitron_cli.price.work import ITEM_BYTES, Moved, Subject, Work
+from minitron_cli.price.work import ITEM_BYTES, LARGER, Moved, Subject, Work
 from minitron_cli.results.training import TrainingResult
 
 FP32 = ITEM_BYTES["float32"]
@@ -154,7 +154,7 @@ def _remedies(config: DistillConfig) -> tuple[str, ...]:
 def _weight_remedies(config: DistillConfig, device: str, *, has_teacher: bool) -> tuple[str, ...]:
     """Settings with which the device holds less of weights, gradients and moments. None goes with sharding.
 
-    `has_teacher`: the device holds the teacher too.
+    On a CPU, which no other processes relieve, they may not be enough. `has_teacher`: the device holds the teacher too.
     """
     if config.sharding == "full":
         return ()
@@ -163,4 +163,5 @@ def _weight_remedies(config: DistillConfig, device: str, *, has_teacher: bool) -
     found = [f"optimizer={kind}" for kind in kinds if trained_bytes(kind).on(device) < taken]
     if has_teacher and device != "cpu":
         found.append("teacher_device=cpu")
-    return tuple(f"{config.section}.{setting}" for setting in found)
+    otherwise = [LARGER] if found and device == "cpu" else []
+    return (*(f"{config.section}.{setting}" for setting in found), *otherwise)

@@ -16,6 +16,9 @@ Decoder = Literal["forward", "observed", "training"]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 """Bytes of a number of each dtype."""
 
+LARGER = "use a device with more memory, or smaller models"
+"""What to do about work that does not fit, where no setting is known to be enough."""
+
 QUICK_FLOPS, QUICK_BYTES = 2 * 10**11, 1 << 28
 
 DECODERS: Mapping[str, Decoder] = {"calibration": "observed", "training": "training"}

@@ -52,7 +52,7 @@ def test_a_given_student_is_trained_measured_and_reported(run: Run, tiny: Path, 
     assert "the student&#39;s loss from {:.3f} to {:.3f}".format(*losses) in lead
     assert "damage by pruning" not in page
     assert "after pruning" not in page
-    assert re.search(r"minitron distill --student own ", page)
+    assert re.search(r"minitron distill model --student own ", page)
 
 
 def test_a_student_with_another_tokenizer_is_refused(run: Run, tiny: Path, student: Path) -> None:

@@ -1,6 +1,7 @@
 """`minitron teach` and recipes with signals, from the command line: the teacher runs once, for search and training."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_the_verbs_after_it_read_and_show_signals(run: Run, tiny: Path) -> None:
     assert found.exit_code == 1
     (finding,) = (one for one in json.loads(found.stdout)["findings"] if one["is_damaged"])
     assert shard.name in finding["problems"][0]
-    assert invoke(*finding["command"].split()[1:]).exit_code == 0
+    assert invoke(*shlex.split(finding["command"])[1:]).exit_code == 0
     assert invoke("verify").exit_code == 0
     assert shard.is_file()
 

@@ -200,7 +200,9 @@ def test_a_refused_training_is_told_what_helps_and_is_accepted(monkeypatch, conf
     with pytest.raises(EnvironmentFault) as refused:
         offer.check(one, Price(what="", parts=()), device)
     said = str(refused.value).partition(" free: ")[2]
-    offers = said.removeprefix("set ").split(", or ") if advice else []
+    assert said.endswith("use a device with more memory, or smaller models") == (device == "cpu")
+    settings_said = said.removesuffix("use a device with more memory, or smaller models").removesuffix(", or ")
+    offers = settings_said.removeprefix("set ").split(", or ") if advice else []
     assert [word.removeprefix("distill.").split(" ")[0] for word in offers] == advice, said
     for setting in (word.removeprefix("distill.") for word in offers if "with" not in word):
         name, _, value = setting.partition("=")

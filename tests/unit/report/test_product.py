@@ -195,13 +195,13 @@ def test_each_training_follows_the_pruning_that_it_starts_from_and_the_product_c
     evaluate(workspace, **found)
     text = card(workspace, student)
     assert [words[1:] for words in commands(text)] == [
-        ["importance", "org/Big-8B"],
+        ["importance", "org/Big-8B", "--run", "small"],
         ["prune", "at_random=7"],
         ["distill"],
         ["prune"],
         ["distill", "steps=3"],
         ["distill"],
-        ["eval"],
+        ["eval", *(f"runs/small/distill/distilled-{made.key[:8]}" for made in (student, control))],
     ]
     assert "random has 2.900" in text
 
