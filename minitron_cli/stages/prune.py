@@ -43,8 +43,10 @@ from minitron_cli.sparse.mask_file import MASKS
 
 STAGE, VERSION = "prune", 8
 
-SCORED_BY_KIND = "scored by their own layers' kinds"
-"""Input of rounds over layers of several kinds, which were scored wrongly before; others have none and keep theirs."""
+ROUNDS = "scored by their own layers' kinds, heads in whole groups"
+"""Input of rounds over layers of several kinds, which were scored wrongly before, and of rounds that prune heads, which
+went through other shapes; the results of others stay."""
+HEADS = ("head", "kv_head", "mamba_head")
 
 
 def run(
@@ -97,8 +99,8 @@ def run(
         )
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
-    if config.rounds > 1 and len(set(parent.family.layers)) > 1:
-        inputs["rounds"] = SCORED_BY_KIND
+    if config.rounds > 1 and (len(set(parent.family.layers)) > 1 or _prunes_heads(parent.shape, candidates)):
+        inputs["rounds"] = ROUNDS
     if config.budget:
         inputs |= retained_importance.inputs(parent.shape)
     if "least_squares" in config.repairs:
@@ -123,6 +125,12 @@ def run(
     )
     context.record(given_texts(data, texts.values()))
     return made
+
+
+def _prunes_heads(parent: Shape, candidates: Sequence[Candidate]) -> bool:
+    """Whether a candidate has fewer heads of any kind."""
+    axes = [axis for axis in HEADS if axis in parent.sizes]
+    return any(one.shape.sizes[axis] != parent.sizes[axis] for one in candidates for axis in axes)
 
 
 def _texts(

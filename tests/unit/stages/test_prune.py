@@ -201,3 +201,20 @@ def test_a_head_residual_that_merges_nothing_is_said(groups, shape, is_vain, tmp
     with pytest.raises(DryRunStop):
         prune.run(context(tmp_path / "run", dry_run=True), parent, config, scores=scores_of(parent))
     assert [text.startswith("ranking.head_residual has no effect") for text in warned] == [True] * is_vain
+
+
+@pytest.mark.parametrize(
+    ("shape", "rounds", "is_new"),
+    [({"head": 2}, 2, True), ({"kv_head": 1, "head": 2}, 2, True), ({"head": 2}, 1, False), ({"ffn": 8}, 2, False)],
+)
+def test_rounds_that_prune_heads_are_of_other_shapes_than_before(
+    tmp_path, parent, scores, monkeypatch, shape, rounds, is_new
+):
+    found = {}
+    monkeypatch.setattr(prune._Pruning, "check", lambda _: None)
+    monkeypatch.setattr(prune, "check_samples", lambda *_: None)
+    monkeypatch.setattr(prune, "_texts", lambda *_, **__: {"train": SimpleNamespace(fingerprint="text")})
+    monkeypatch.setattr(prune, "given_texts", lambda *_: {})
+    monkeypatch.setattr(prune, "produce", lambda *_, **given: found.update(given))
+    prune.run(context(tmp_path / "run"), parent, PruneConfig(shape=shape, rounds=rounds, repair="none"), scores=scores)
+    assert ("rounds" in found["inputs"]) == is_new
