@@ -20,6 +20,7 @@ from minitron_cli.cli import exit_codes
 from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
 from minitron_cli.data.sources import DataConfig, as_stored
 from minitron_cli.errors import InputError, Interrupted
+from minitron_cli.figures import listed
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.recipe import Recipe
 from minitron_cli.search.config import SearchConfig
@@ -220,7 +221,9 @@ def _check_read(text: DataOptions) -> None:
         ("--column", text.column, {"built-in"}),
     ):
         if value and kinds <= others:
-            raise InputError(f"{flag} has no effect on {' and '.join(named)}: drop it, or name files or hub:NAME")
+            raise InputError(
+                f"{flag} has no effect on {listed(list(dict.fromkeys(named)))}: drop it, or name files or hub:NAME"
+            )
 
 
 def _source(given: str, text: DataOptions, *, held_out: bool = False) -> dict[str, Any]:

@@ -72,8 +72,7 @@ def commands(product: Product) -> Iterator[str]:
         if text and text != last:
             words += text_settings(without_directories(text))
             last = text
-        words += _of_pruning(inputs) if made.stage == "search" else ()
-        yield " ".join([*words, *stage_settings(made.stage, config)])
+        yield " ".join([*words, *stage_settings(made.stage, config, inputs)])
 
 
 def _models(product: Product, made: Artifact, *, is_named: bool) -> Iterator[str]:
@@ -102,16 +101,6 @@ def _are_paths_named(product: Product) -> bool:
     """Whether a command names a model by a path in its workspace, which then has to have this name."""
     measured = product.named_for(product.evaluation) if product.evaluation else ()
     return len(product.steps) > 1 or bool(measured) or any(_is_further(product, one) for one in product.lineage)
-
-
-def _of_pruning(inputs: Mapping[str, str]) -> Iterator[str]:
-    """What a search read of the section `prune`, by its inputs: what it did to candidates before they were scored."""
-    repair, _, samples = inputs.get("repair", "none").removesuffix(" samples").partition(" on ")
-    yield f"prune.repair={repair}"
-    yield from [f"prune.repair_samples={samples}"] * bool(samples)
-    yield from ["prune.untie=true"] * ("head" in inputs)
-    yield from ["prune.serving_lint=warn"] * ("serving_lint" in inputs)
-    yield from [f"prune.write_as={form}" for form in (inputs.get("write_as"),) if form]
 
 
 def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -35,8 +35,10 @@ CONFIGS: Mapping[str, type[Spec]] = {
 """Stage -> its settings, which say what an absent one stands for."""
 
 
-def stage_settings(stage: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Arguments with every setting of a stage, and the permission that it needs."""
+def stage_settings(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[str]:
+    """Arguments with every setting of a stage, those of other sections that it read, and the permission it needs."""
+    if stage == "search":
+        yield from _of_pruning(inputs)
     yield from _arguments(config, "", CONFIGS.get(stage))
     if any(task["name"] in CODE_TASKS for task in config.get("tasks", ())):
         yield "--allow-code-execution"
@@ -61,6 +63,16 @@ def _arguments(values: Mapping[str, Any], prefix: str, kind: type[Spec] | None) 
         elif not (_is_empty(value) and _is_empty(default) and (field or value is None)):
             text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
             yield f"{prefix}{name}={shlex.quote(text)}"
+
+
+def _of_pruning(inputs: Mapping[str, str]) -> Iterator[str]:
+    """What a search read of the section `prune`, by its inputs: what it did to candidates before they were scored."""
+    repair, _, samples = inputs.get("repair", "none").removesuffix(" samples").partition(" on ")
+    yield f"prune.repair={repair}"
+    yield from [f"prune.repair_samples={samples}"] * bool(samples)
+    yield from ["prune.untie=true"] * ("head" in inputs)
+    yield from ["prune.serving_lint=warn"] * ("serving_lint" in inputs)
+    yield from [f"prune.write_as={form}" for form in (inputs.get("write_as"),) if form]
 
 
 def _is_empty(value: object) -> bool:

@@ -100,7 +100,7 @@ def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
     yield from text_settings(given_text(inputs, given) or {})
     if checked.stage in ("distill", "teach") and isinstance(teacher := given.get(inputs["teacher"]), str):
         yield from ("--teacher", shlex.quote(teacher))
-    yield from stage_settings(checked.stage, checked.manifest.config)
+    yield from stage_settings(checked.stage, checked.manifest.config, inputs)
 
 
 def _lost_inputs(checked: Sequence[Checked], given: Mapping[str, Any]) -> Iterator[tuple[Checked, str]]:

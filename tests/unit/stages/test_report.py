@@ -18,14 +18,14 @@ def test_a_command_gives_a_shell_what_was_set_and_nothing_more():
     for text in HOSTILE:
         words = shlex.split(" ".join(text_settings({"path": text, "paths": [text], "fraction": None})))
         assert words == [f"data.path={text}", f"data.paths={json.dumps([text])}"], text
-    assert [*stage_settings("prune", {"shape": {"ffn": 3}, "budget": None})] == ["shape.ffn=3"]
+    assert [*stage_settings("prune", {"shape": {"ffn": 3}, "budget": None}, {})] == ["shape.ffn=3"]
 
 
 @pytest.mark.parametrize(
     ("stage", "config", "words"),
     [
-        ("search", {"retrain": None, "budget": None}, ["retrain=null"]),
-        ("search", {"space": {"ffn": []}, "constraints": []}, ["space.ffn='[]'"]),
+        ("search", {"retrain": None, "budget": None}, ["prune.repair=none", "retrain=null"]),
+        ("search", {"space": {"ffn": []}, "constraints": []}, ["prune.repair=none", "space.ffn='[]'"]),
         ("distill", {"eval_blocks": None, "tokens": None}, ["eval_blocks=null"]),
         ("ticket", {"training": {"eval_blocks": None, "tokens": None}}, ["training.eval_blocks=null"]),
         ("evaluate", {"blocks": None, "tasks": [], "cloze": None}, ["blocks=null"]),
@@ -33,7 +33,7 @@ def test_a_command_gives_a_shell_what_was_set_and_nothing_more():
     ],
 )
 def test_what_is_absent_is_said_where_a_default_would_take_its_place(stage, config, words):
-    assert [*stage_settings(stage, config)] == words
+    assert [*stage_settings(stage, config, {})] == words
 
 
 def test_a_seed_that_an_earlier_version_has_stored_is_left_out_of_commands() -> None:
@@ -43,3 +43,14 @@ def test_a_seed_that_an_earlier_version_has_stored_is_left_out_of_commands() -> 
 def test_every_stage_with_settings_is_known():
     assert CONFIGS.keys() | UNTOUCHED == RESULTS.keys()
     assert EvaluateConfig is CONFIGS["evaluate"]
+
+
+def test_a_search_says_what_it_read_of_the_section_on_pruning():
+    inputs = {"repair": "rotate on 12 samples", "head": "its own", "serving_lint": "warn", "write_as": "text"}
+    assert [*stage_settings("search", {}, inputs)] == [
+        "prune.repair=rotate",
+        "prune.repair_samples=12",
+        "prune.untie=true",
+        "prune.serving_lint=warn",
+        "prune.write_as=text",
+    ]
