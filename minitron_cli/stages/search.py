@@ -257,7 +257,7 @@ class _Search:
 def _winner(ranked: Sequence[RankedCandidate], axes: Iterable[str], count: int) -> WinnerResult:
     best = ranked[0].candidate
     return WinnerResult(
-        sizes={axis: best.shape.sizes[axis] for axis in axes},
+        sizes={axis: best.shape.sizes[axis] for axis in sorted(axes)},  # as keys do not depend on the space's order
         parameters=best.parameters,
         feasible=count,
         stability=tuple(rank.stability(ranked)),

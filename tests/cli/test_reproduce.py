@@ -135,7 +135,7 @@ controls:
     "search, rounds": f"""
 search:
   budget: {{target: 80%, tolerance: 0.1}}
-  space: {{ffn: [], layer: []}}
+  space: {{layer: [], ffn: []}}
   candidates: 2
   score_blocks: 4
   retrain: {{top: 2, tokens: 64, rungs: 1, batch_size: 2, micro_batch_size: 2}}
