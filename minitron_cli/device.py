@@ -37,6 +37,17 @@ def _is_usable(name: str, needs_float64: bool = True) -> bool:
     return True
 
 
+def settle_threads() -> None:
+    """Make the CPU's products those of any process with as many threads.
+
+    Until a process first sets the number of threads, MKL may take fewer of them for a product, and adds in another
+    order. Writing a model sets it, so what a process had done before would decide of the last bits.
+    """
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def multiplies_bf16(device: str) -> bool:
     """Whether the hardware has instructions for products of bf16. Of CPUs, those of x86 are known."""
     import torch

@@ -18,6 +18,7 @@ from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
 from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of, sealed, unsealed
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.device import settle_threads
 from minitron_cli.errors import ArtifactError, DryRunStop
 from minitron_cli.results.base import Result
 from minitron_cli.results.price import Price
@@ -211,6 +212,7 @@ def _build(
     clock, started = Clock(scratch), time.monotonic()
     temporary = io.temporary_dir(final.parent, final.name)
     work = StageBuild(temporary, scratch, context.resume)
+    settle_threads()
     try:
         work.measured.price = price()
         build(work).write(temporary)
@@ -239,6 +241,7 @@ def _follow(
 ) -> Artifact:
     """Artifact that the first process commits. The others wait, or also run `build` and discard its files."""
     if build:
+        settle_threads()
         with tempfile.TemporaryDirectory() as unused:
             build(StageBuild(Path(unused), scratch, context.resume))
     while _inode(final) in (None, stale):  # if the first process fails, the launcher ends all
