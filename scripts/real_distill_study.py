@@ -34,7 +34,7 @@ from minitron_cli.stages import prune
 
 PLAIN, REPAIRED = "plain", "repaired"
 REPAIRS = {PLAIN: "none", REPAIRED: "auto"}
-RATES = (3e-5, 1e-4, 3e-4)  # tried for both
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # tried for both
 TRIAL_SEED = 100
 POINTS = 5  # of a curve
 
@@ -67,8 +67,8 @@ class RealDistillStudy(Study):
         """Every second held-out block, from number `half` on: 0 to choose by, 1 to report."""
         return SomeBlocks(self.validation, range(half, len(self.validation), 2))
 
-    def curve(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> list[dict[str, float]]:
-        """Held-out loss and KL before, during and after a run on one half of the held-out blocks."""
+    def training(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> Figures:
+        """A run: its `curve`, held-out loss and KL on one half of the blocks, and its throughput as `run`."""
         steps = max(1, tokens // (self.batch * self.train.sequence_length))
         config = DistillConfig(
             steps=steps,
@@ -91,7 +91,7 @@ class RealDistillStudy(Study):
             found = train(student, teacher, self.train, held_out, config, scratch)
             return {"curve": found.validation, "run": found.throughput}
 
-        return self.remembered(name, compute)["curve"]
+        return self.remembered(name, compute)
 
     def rate(self, arm: str) -> float:
         """Learning rate of the short run with the lowest final KL."""
@@ -99,22 +99,25 @@ class RealDistillStudy(Study):
 
     def trial(self, arm: str, rate: float) -> dict[str, float]:
         """Final figures of a short run."""
-        return self.curve(arm, TRIAL_SEED, rate, self.trial_tokens, half=0)[-1]
+        return self.training(arm, TRIAL_SEED, rate, self.trial_tokens, half=0)["curve"][-1]
 
-    def result(self, arm: str, seed: int) -> list[dict[str, float]]:
-        """Curve of a run at the chosen learning rate."""
-        return self.curve(arm, seed, self.rate(arm), self.tokens, half=1)
+    def result(self, arm: str, seed: int) -> Figures:
+        """Run at the chosen learning rate."""
+        return self.training(arm, seed, self.rate(arm), self.tokens, half=1)
 
 
 def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterator[str]:
     """Markdown lines of the results, and the figure."""
-    curves = {arm: [study.result(arm, seed) for seed in range(seeds)] for arm in REPAIRS}
+    results = {arm: [study.result(arm, seed) for seed in range(seeds)] for arm in REPAIRS}
+    curves = {arm: [found["curve"] for found in runs] for arm, runs in results.items()}
+    precisions = {found["run"]["precision"] for runs in results.values() for found in runs}
     sizes = ", ".join(f"{axis} {size}" for axis, size in study.sizes.items())
     yield from (
         "# Distillation of a pretrained model, plain and repaired",
         "",
         f"{name}, {study.ratio:.0%} of its non-embedding parameters kept ({sizes}). Forward KL, AdamW, cosine to a "
-        f"tenth of the peak, {study.batch} blocks of {study.train.sequence_length} tokens a step. Loss and KL to the "
+        f"tenth of the peak, {study.batch} blocks of {study.train.sequence_length} tokens a step, "
+        f"{' and '.join(sorted(precisions))}. Loss and KL to the "
         f"parent in nats per token on {study.blocks} held-out blocks; {seeds} "
         f"seed{'s' * (seeds > 1)} of calibration blocks and order of the text.",
         "",

@@ -180,19 +180,19 @@ class LayerwiseRunner:
         with self._weights.live(live), bypassed(others):
             yield
 
-    def up_to(self, layer: int, *names: str) -> Iterator[tuple[ModuleIO, ...]]:
-        """Inputs and outputs of some modules of a loaded layer (`at`), batch by batch, in the order of `names`.
+    def inputs_of(self, layer: int, *names: str) -> Iterator[tuple[Tensor, ...]]:
+        """Inputs [B, T, I] of some modules of a loaded layer (`at`), batch by batch, in the order of `names`.
 
-        Nothing after the last of them is computed, and the batches stay before the layer.
+        The last of them, and what follows it, is not computed, and the batches stay before the layer.
         """
         for b, tokens in self._tokens():
             before_BTD = self._states.look_at(f"{b}").to(self.device)
-            seen: dict[str, ModuleIO] = {}
+            seen: dict[str, Tensor] = {}
             with ExitStack() as hooks:
                 for hook in _replacing_input(self._layers[layer], before_BTD, []):
                     hooks.callback(hook.remove)
                 for name in names:
-                    hooks.callback(recording(self.model, name, seen, is_last=name == names[-1]).remove)
+                    hooks.callback(_noting_input(self.model, name, seen, is_last=name == names[-1]).remove)
                 with suppress(_StopForward):
                     self._decode(tokens, inputs_embeds=before_BTD)
             yield tuple(seen[name] for name in names)
@@ -238,19 +238,30 @@ def _check_finite(layer: int, after_BTD: Tensor) -> None:
 
 
 def recording(
-    model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, is_last: bool = False, copies: bool = False
+    model: "PreTrainedModel", name: str, seen: dict[str, ModuleIO], *, copies: bool = False
 ) -> "RemovableHandle":
-    """Register a hook that stores a module's input and output in `seen`; the last one ends the forward pass.
+    """Register a hook that stores a module's input and output in `seen`.
 
     `copies`: store a copy of the output, to which the model may add something in place.
     """
 
     def note(_: "nn.Module", args: tuple[Any, ...], output: Tensor) -> None:
         seen[name] = ModuleIO(args[0], output.clone() if copies else output)
+
+    return model.get_submodule(name).register_forward_hook(note)
+
+
+def _noting_input(
+    model: "PreTrainedModel", name: str, seen: dict[str, Tensor], *, is_last: bool
+) -> "RemovableHandle":
+    """Register a hook that stores a module's input in `seen`; that of the last one ends the forward pass there."""
+
+    def note(_: "nn.Module", args: tuple[Any, ...]) -> None:
+        seen[name] = args[0]
         if is_last:
             raise _StopForward
 
-    return model.get_submodule(name).register_forward_hook(note)
+    return model.get_submodule(name).register_forward_pre_hook(note)
 
 
 def _replacing_input(layer: "nn.Module", hidden_BTD: Tensor, calls: list[LayerCall]) -> "list[RemovableHandle]":

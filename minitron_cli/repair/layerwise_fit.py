@@ -255,9 +255,10 @@ class LayerwiseFit:
                 self._wanted.put(f"{b}.{part.writer.parent}", wanted_BTK)
 
     def _norm_sums(self, place: int, norm: _Module) -> SplitGramPair:
+        module = self._models.child.get_submodule(norm.child)
         return SplitGramPair.of(
-            (seen.outputs_BTO, self._wanted.take(f"{b}.{norm.parent}"))
-            for b, (seen,) in enumerate(self._child.up_to(place, norm.child))
+            (module(inputs_BTK), self._wanted.take(f"{b}.{norm.parent}"))
+            for b, (inputs_BTK,) in enumerate(self._child.inputs_of(place, norm.child))
         )
 
     def _writer_sums(self, place: int, part: _Part) -> SplitGramPair:
@@ -269,16 +270,16 @@ class LayerwiseFit:
         assert writer
         bias = self._models.child.get_submodule(writer.child).bias
         names = [module.child for module in (before, writer) if module]
-        for b, (*at_norm, seen) in enumerate(self._child.up_to(place, *names)):
+        for b, (*stream, inputs_BTI) in enumerate(self._child.inputs_of(place, *names)):
             wanted_BTK = self._wanted.take(f"{b}.{writer.parent}").to(self._child.device)
-            for there in at_norm:
-                wanted_BTK = wanted_BTK - there.inputs_BTI.float() / self._multiplier
+            for stream_BTK in stream:  # one, or none
+                wanted_BTK = wanted_BTK - stream_BTK.float() / self._multiplier
             wanted_BTK = wanted_BTK if bias is None else wanted_BTK - bias.float()
             if self._ends_by_adding(part):
-                (stream,) = at_norm
-                self._last.put(f"{b}.stream", stream.inputs_BTI)
-                self._last.put(f"{b}.inputs", seen.inputs_BTI)
-            yield self._by_sample(b, seen.inputs_BTI), wanted_BTK
+                (stream_BTK,) = stream
+                self._last.put(f"{b}.stream", stream_BTK)
+                self._last.put(f"{b}.inputs", inputs_BTI)
+            yield self._by_sample(b, inputs_BTI), wanted_BTK
 
     def _by_sample(self, b: int, x: Tensor) -> Tensor:
         """Rows of batch b as [B, T, ...]: some models give experts the tokens of all samples in one row."""

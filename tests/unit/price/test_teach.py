@@ -58,7 +58,7 @@ def test_a_control_without_a_loss_of_the_teacher_is_evaluated_beside_it_although
             "model": "m",
             "data": {"sources": [{"kind": "python_help"}], "sequence_length": 16},
             "prune": {"shape": {"ffn": 32}, "repair": "none"},
-            "distill": {"steps": 2, "batch_size": 2, "warmup_steps": 0},
+            "distill": {"steps": 2, "batch_size": 2, "warmup_steps": 0, "precision": "fp32"},
             "teach": {},
             "controls": [{"label": "text", "objective": "ce"}],
         }
