@@ -1,10 +1,11 @@
 """Compare the importance pass with a bare forward pass of the model, and with naive ways to compute the same scores.
 
-    python -m benchmarks importance            # all parts: about ten minutes on one thread
+    python -m benchmarks importance            # all parts but real: about ten minutes on one thread
     python -m benchmarks importance pass head  # some parts
+    make real-models && python -m benchmarks importance real
 
 Parts: pass (all axes, fp32 and bf16), vocab (vocabulary 128256), memory (8 and 64 samples), removal (perplexity without
-each layer), head (perplexity from hidden states).
+each layer), head (perplexity from hidden states), real (all axes, of pretrained models).
 """
 
 import copy
@@ -14,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +24,17 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import alternate, peak_memory, ratio, record
 from benchmarks.layer_major import batches, llama
+from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.importance.collect import collect
+from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.layerwise.calibration import Calibration
 from minitron_cli.layerwise.config import ObserverOptions
-from minitron_cli.model.families.llama import LLAMA
+from minitron_cli.model.families import family_of
 from minitron_cli.model.lm_head import Head
 from minitron_cli.scores.metric import AGGREGATIONS, Activation
+from scripts.real_models import MODELS, real_model
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS = 12, 512, 1536, 8, 4
 ROUNDS = 9
@@ -53,7 +59,7 @@ def bare(model: Any, samples: list[Any]) -> None:
 def ours(model: Any, samples: list[Any], *, layer_removal: bool = False, pre_activation: bool = False) -> Any:
     """Scores of minitron, without layer removal unless an option asks for it."""
     options = ObserverOptions(pre_activation, (1,) if layer_removal else ())
-    return collect(model, LLAMA, Calibration(samples), options)
+    return collect(model, family_of(model.config), Calibration(samples), options)
 
 
 def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> Rows:
@@ -81,6 +87,20 @@ def every_pass(vocab: int = 8192, rounds: int = ROUNDS, rivals: bool = True) -> 
         if not name.startswith("bare")
         for beside in ["bare bf16" if "bf16" in name else "bare fp32"]
     ] + (agreements(model, small, samples) if rivals else [])
+
+
+def real(rounds: int = 5) -> Rows:
+    """Time of the verb's defaults on 4 x 512 tokens against a bare forward pass with logits in the same dtype."""
+    rows = Rows()
+    for name in MODELS:
+        parent = open_source_model(real_model(name))
+        dtype = parent.dtype_in(Context(Workspace(Path("unused"))))
+        model = hf.load_model(parent.path, dtype=dtype)
+        samples = batches(4, 512, model.config.vocab_size, 4)
+        functions = {"bare": partial(bare, model, samples), "ours": partial(ours, model, samples)}
+        found = ratio(alternate(functions, rounds), "ours", "bare")
+        rows.append(row(f"{name}, {model.dtype}".replace("torch.", ""), "x bare forward", found))
+    return rows
 
 
 def row(measurement: str, unit: str, value: float, target: float | None = None) -> dict[str, Any]:
@@ -266,18 +286,22 @@ PARTS: dict[str, Callable[[], Rows]] = {
     "memory": memory,
     "removal": removal,
     "head": head,
+    "real": real,
 }
+NEEDS_MODELS = "real"
+"""Part that only runs when it is named, since it needs `make real-models`."""
 
 
 def main(parts: list[str]) -> None:
     """Run the parts, or all, and record the results."""
     torch.set_num_threads(1)
-    for part in parts or list(PARTS):
+    for part in parts or [name for name in PARTS if name != NEEDS_MODELS]:
         print(f"{part} ...", file=sys.stderr, flush=True)
         load = os.getloadavg()[0]
         rows = PARTS[part]()
+        llama = f"Llama, {LAYERS} layers, d {HIDDEN}, ffn {FFN}, {HEADS}/{KV_HEADS} heads. "
         notes = [
-            f"Llama, {LAYERS} layers, d {HIDDEN}, ffn {FFN}, {HEADS}/{KV_HEADS} heads. CPU time, one thread; medians "
+            f"{'' if part == NEEDS_MODELS else llama}CPU time, one thread; medians "
             f"of ratios of neighboring calls. Load of the {os.cpu_count()} cores: {load:.1f} before, "
             f"{os.getloadavg()[0]:.1f} after.",
         ]
