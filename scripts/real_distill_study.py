@@ -4,8 +4,8 @@
     python scripts/real_distill_study.py gemma-3-270m --text train.txt --validation held-out.txt
 
 Both children keep the same channels and neurons: a share of the non-embedding parameters, hidden and ffn pruned in
-proportion, pruned by `minitron prune` with and without its default repair. For each, the same learning rates are tried
-in short runs and chosen by KL on the even held-out blocks; everything reported is of the odd ones. Figures are kept in
+proportion, pruned by `minitron prune` with and without its default repair. For each, learning rates are tried by the
+same rule in short runs, by KL on the even held-out blocks; everything reported is of the odd ones. Figures are kept in
 RUNS_DIR, so an interrupted study continues. Writes docs/results/real-models-distillation.md and a figure beside it.
 """
 
@@ -34,7 +34,8 @@ from minitron_cli.stages import prune
 
 PLAIN, REPAIRED = "plain", "repaired"
 REPAIRS = {PLAIN: "none", REPAIRED: "auto"}
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # tried for both
+RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FIRST_RATES = (3e-5, 1e-4, 3e-4)  # tried for both; then neighbors of the best, until none is better
 TRIAL_SEED = 100
 POINTS = 5  # of a curve
 
@@ -67,6 +68,10 @@ class RealDistillStudy(Study):
         """Every second held-out block, from number `half` on: 0 to choose by, 1 to report."""
         return SomeBlocks(self.validation, range(half, len(self.validation), 2))
 
+    def name(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> str:
+        """Name that the figures of a run are kept under."""
+        return f"{self.ratio}-{arm}-{seed}-{rate:g}-{tokens}-{half}"
+
     def training(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> Figures:
         """A run: its `curve`, held-out loss and KL on one half of the blocks, and its throughput as `run`."""
         steps = max(1, tokens // (self.batch * self.train.sequence_length))
@@ -82,7 +87,7 @@ class RealDistillStudy(Study):
             save_every=50,
             seed=seed,
         )
-        name = f"{self.ratio}-{arm}-{seed}-{rate:g}-{tokens}-{half}"
+        name = self.name(arm, seed, rate, tokens, half)
 
         def compute() -> Figures:
             student, teacher = self.student(arm, seed), hf.load_model(self.parent.path)
@@ -94,8 +99,20 @@ class RealDistillStudy(Study):
         return self.remembered(name, compute)
 
     def rate(self, arm: str) -> float:
-        """Learning rate of the short run with the lowest final KL."""
-        return min(RATES, key=lambda rate: self.trial(arm, rate)["kl"])
+        """Learning rate of the short run with the lowest final KL: neither of its neighbors is better."""
+        tried = set(FIRST_RATES)
+        while True:
+            best = min(tried, key=lambda rate: self.trial(arm, rate)["kl"])
+            at = RATES.index(best)
+            if tried.issuperset(around := RATES[max(at - 1, 0) : at + 2]):
+                return best
+            tried.update(around)
+
+    def tried(self, rate: float) -> Iterator[str]:
+        """KL of each child's short run at a learning rate, as a cell; empty where it was not tried."""
+        for arm in REPAIRS:
+            name = self.name(arm, TRIAL_SEED, rate, self.trial_tokens, half=0)
+            yield f"{self.trial(arm, rate)['kl']:.3f}" if self.path_of(name).is_file() else ""
 
     def trial(self, arm: str, rate: float) -> dict[str, float]:
         """Final figures of a short run."""
@@ -136,13 +153,22 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
         known = [tokens for tokens in needed if tokens != float("inf")]
         text = f"{mean_and_interval(known, '{:,.0f}')} tokens" if len(known) == seeds else "more tokens than that"
         yield f"- the repaired child reaches the plain one's final {title} after {text}"
-    yield from ("", f"Short runs of {study.trial_tokens:,} tokens chose the learning rates, by KL on other blocks:", "")
-    yield "| child | " + " | ".join(f"{rate:g}" for rate in RATES) + " |"
-    yield "|---|" + "---|" * len(RATES)
-    for arm in REPAIRS:
-        yield f"| {arm} | " + " | ".join(f"{study.trial(arm, rate)['kl']:.3f}" for rate in RATES) + " |"
+    yield from (
+        "",
+        f"Short runs of {study.trial_tokens:,} tokens chose the learning rates, by KL on other blocks. Three were tried "
+        "for both children, and then the next beside the best until none was better:",
+        "",
+        "| learning rate | " + " | ".join(REPAIRS) + " |",
+        "|---|" + "---|" * len(REPAIRS),
+    )
+    for rate in RATES:
+        if any(cells := list(study.tried(rate))):
+            yield f"| {rate:g} | " + " | ".join(cells) + " |"
     yield from ("", f"![Held-out KL against tokens]({figure.name})", "")
-    yield f"Regenerate: `make real-models && python scripts/real_distill_study.py {name} --text T --validation V`"
+    yield (
+        f"Regenerate: `make real-models && python scripts/real_distill_study.py {name} --text T --validation V "
+        f"--tokens {study.tokens} --trial-tokens {study.trial_tokens} --blocks {study.blocks}`"
+    )
     draw(curves, figure)
 
 
