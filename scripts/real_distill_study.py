@@ -155,8 +155,8 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
         yield f"- the repaired child reaches the plain one's final {title} after {text}"
     yield from (
         "",
-        f"Short runs of {study.trial_tokens:,} tokens chose the learning rates, by KL on other blocks. Three were tried "
-        "for both children, and then the next beside the best until none was better:",
+        f"Short runs of {study.trial_tokens:,} tokens chose the learning rates, by KL on other blocks. Three were "
+        "tried for both children, and then the next beside the best until none was better:",
         "",
         "| learning rate | " + " | ".join(REPAIRS) + " |",
         "|---|" + "---|" * len(REPAIRS),

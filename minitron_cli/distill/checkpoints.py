@@ -12,7 +12,7 @@ or whose hashes disagree, is not a checkpoint.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,12 +69,13 @@ def save(
     step: int,
     tensors: Mapping[str, Tensor],
     record: Mapping[str, Any],
-    keep_last: int,
+    keep_last: int | None,
     *,
     kind: Kind = "step",
     group: ProcessGroup | None = None,
 ) -> None:
-    """Commit the state after `step` steps of the run with digest `run`; then remove all but the newest `keep_last`.
+    """Commit the state after `step` steps of the run with digest `run`; then remove all but the newest `keep_last`
+    (None: remove none).
 
     With a `group`, all its processes call this with their rows as `tensors`; without, `tensors` are whole.
     """
@@ -94,7 +95,7 @@ def save(
     finally:
         if rank == 0 and temporary.exists():
             io.remove_tree(temporary)
-    if rank == 0:
+    if rank == 0 and keep_last:
         for old in _steps(scratch, kind)[:-keep_last]:
             io.remove_tree(scratch / _name(kind, old))
 
@@ -145,10 +146,10 @@ def has_best(scratch: Path, run: str, step: int) -> bool:
         return False
 
 
-def forget_best(scratch: Path, first: int) -> None:
-    """Remove best weights of step `first` and later."""
+def keep_best(scratch: Path, wanted: Callable[[int], bool]) -> None:
+    """Remove best weights of all steps but the wanted ones."""
     for step in _steps(scratch, "best"):
-        if step >= first:
+        if not wanted(step):
             io.remove_tree(scratch / _name("best", step))
 
 

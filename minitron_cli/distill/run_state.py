@@ -1,7 +1,7 @@
 """State of a training run between two steps: how far it is, its curves, and its checkpoints."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class RunState:
             if not resume:
                 checkpoints.clear(self.scratch)
             step = checkpoints.newest(self.scratch, self.identity) or 0
-            checkpoints.forget_best(self.scratch, step)  # their evaluations will be repeated
+            checkpoints.keep_best(self.scratch, lambda best: best < step)  # evaluations of others will be repeated
         step = self.group.broadcast(step)
         if step:
             self._load(checkpoints.load(self.scratch, step))
@@ -101,6 +101,7 @@ class RunState:
         }
         self._write("step", self.optimizer.tensors(), record, self.config.keep_last)
         self.saved_step = self.step
+        self._keep_best(lambda best: best == self._best_step())
 
     @property
     def is_evaluated(self) -> bool:
@@ -108,9 +109,18 @@ class RunState:
         return bool(self.validation) and self.validation[-1]["step"] == self.step
 
     def save_if_best(self) -> None:
-        """Save the weights that are to be exported if no evaluation was better than the one of this step."""
+        """Save the weights that are to be exported if no evaluation was better than the one of this step.
+
+        Those of the best evaluation that the newest checkpoint knows stay: a run that continues from it may find
+        this step worse than they are.
+        """
         if self.config.export == "best" and self._best_step() == self.step and self.scratch is not None:
-            self._write("best", self.optimizer.weights(), {}, 1)
+            self._write("best", self.optimizer.weights(), {}, None)
+            self._keep_best(lambda best: best <= self.saved_step or best == self.step)
+
+    def _keep_best(self, wanted: Callable[[int], bool]) -> None:
+        if self.scratch is not None and self.group.rank == 0:
+            checkpoints.keep_best(self.scratch, wanted)
 
     def export_(self) -> int:
         """Load the weights to export into the student; the step that they are from."""
@@ -133,7 +143,9 @@ class RunState:
         best = min(self.validation, key=lambda row: row["loss"], default=None)
         return None if best is None else int(best["step"])
 
-    def _write(self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int) -> None:
+    def _write(
+        self, kind: checkpoints.Kind, tensors: dict[str, Tensor], record: dict[str, Any], keep: int | None
+    ) -> None:
         """Save a checkpoint, also after a stop was requested.
 
         If sharded, all processes save their rows, else the first process saves everything.

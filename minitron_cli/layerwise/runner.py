@@ -251,9 +251,7 @@ def recording(
     return model.get_submodule(name).register_forward_hook(note)
 
 
-def _noting_input(
-    model: "PreTrainedModel", name: str, seen: dict[str, Tensor], *, is_last: bool
-) -> "RemovableHandle":
+def _noting_input(model: "PreTrainedModel", name: str, seen: dict[str, Tensor], *, is_last: bool) -> "RemovableHandle":
     """Register a hook that stores a module's input in `seen`; that of the last one ends the forward pass there."""
 
     def note(_: "nn.Module", args: tuple[Any, ...]) -> None:

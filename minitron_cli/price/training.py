@@ -63,7 +63,7 @@ def work(
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
-            "checkpoints": min(config.keep_last + 1, states) * state + min(2, bests) * best,
+            "checkpoints": min(config.keep_last + 1, states) * state + min(3, bests) * best,
         },
         remedies=_remedies(config),
         weight_remedies=_weight_remedies(config, device, has_teacher=teacher is not None and not may_spread)

@@ -3,7 +3,7 @@
 import math
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -444,10 +444,15 @@ def test_a_resumed_run_has_the_same_best(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "again", "best"),
+    [((4, 3, 2), (3, 3.5, 3.5), 2), ((3, 4, 2), (4, 3.5, 3.5), 1)],
+    ids=["evaluated as it was saved", "evaluated before"],
+)
 def test_the_best_of_steps_that_are_done_again_does_not_take_the_place_of_an_earlier_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Sequence[float], again: Sequence[float], best: int
 ) -> None:
-    """As on an accelerator, where a resumed run is the same but for rounding: now step 2 is the best, not step 3."""
+    """As on an accelerator, where a resumed run is the same but for rounding: now step 3 is no longer the best."""
     config = configured(steps=4, warmup_steps=0, eval_every=1, save_every=2, export="best")
 
     def dies(row: dict[str, float]) -> None:
@@ -458,12 +463,14 @@ def test_the_best_of_steps_that_are_done_again_does_not_take_the_place_of_an_ear
         left = iter(values)
         monkeypatch.setattr("minitron_cli.distill.trainer.evaluate", lambda *_: {"loss": next(left)})
 
-    losses(5, 4, 3, 2)
+    losses(5, *before)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, config, log=dies)
     assert {"step-000002", "best-000003"} <= {path.name for path in tmp_path.iterdir()}
-    losses(3, 3.5, 3.5)
-    assert run(tmp_path, config)[1].exported == 2
+    losses(*again)
+    monkeypatch.setattr(progress, "warn", lambda text: pytest.fail(text))
+    assert run(tmp_path, config)[1].exported == best
+    assert [path.name for path in tmp_path.iterdir() if "best" in path.name] == [f"best-{best:06d}"]
 
 
 @pytest.mark.parametrize("export", ["last", "best"])
