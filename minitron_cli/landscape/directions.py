@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitron_cli.distill.schedule import step_seed
 
@@ -82,17 +82,31 @@ def plain_scale(weights: Tensors, kept: Tensors) -> dict[str, Tensor]:
     }
 
 
-def filter_scale(weights: Tensors, plain: Tensors) -> dict[str, Tensor]:
+def filter_scale(
+    weights: Tensors, plain: Tensors, rows: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
     """Root mean square of each weight's row, so that a direction changes every row by a like share of its norm.
 
     Filter normalization (Li et al. 2018, "Visualizing the loss landscape of neural nets"), with the row of a matrix,
-    the weights of one output, for a filter; a vector is one row. A row of zeros stays: it gives no length.
+    the weights of one output, for a filter; a vector is one row. A row of zeros stays: it gives no length. `rows`: dims
+    that a row extends over, by name (`row_dims`); the last one unless given.
     """
-    return {name: plain[name] * _row_rms(weight, plain[name]) for name, weight in weights.items()}
+    rows = rows or {}
+    return {
+        name: plain[name] * _row_rms(weight, plain[name], rows.get(name, (-1,))) for name, weight in weights.items()
+    }
 
 
-def _row_rms(weight: Tensor, plain: Tensor) -> Tensor:
-    dim = tuple(range(1 if weight.ndim > 1 else 0, weight.ndim))
+def row_dims(module: nn.Module, weight: Tensor) -> tuple[int, ...]:
+    """Dims over which the weights of one output extend in a module's weight: all of a filter but its number, and of
+    experts in one tensor those that read the stream."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return tuple(range(min(1, weight.ndim - 1), weight.ndim))
+    is_inputs_first = weight.ndim > 2 and getattr(module, "is_transposed", False)
+    return (-2,) if is_inputs_first else (-1,)
+
+
+def _row_rms(weight: Tensor, plain: Tensor, dim: tuple[int, ...]) -> Tensor:
     squares, counts = weight.detach().square().sum(dim, keepdim=True), plain.count_nonzero(dim)
     return (squares / counts.reshape(squares.shape).clamp(min=1)).sqrt()
 

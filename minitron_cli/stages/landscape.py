@@ -38,7 +38,7 @@ from minitron_cli.sparse.parameter_masks import ParameterMasks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STAGE, VERSION = "landscape", 1
+STAGE, VERSION = "landscape", 2
 PLOT, RADII = "landscape.svg", "radii.json"
 PART = 10  # directions that a killed run does not measure again
 
@@ -59,7 +59,9 @@ def run(
     if not len(blocks):
         raise DataError("the held-out data do not fill a block: hold out more text, or lower --sequence-length")
     measuring = _Measuring(context, models, config, blocks)
-    fingerprints = {f"model {label}": model.fingerprint for label, model in models.items()}
+    # Numbered, since lines and planes begin at the first.
+    numbered = enumerate(models.items())
+    fingerprints = {f"model {number} {label}": model.fingerprint for number, (label, model) in numbered}
     made = produce(
         context,
         stage=STAGE,
@@ -146,16 +148,24 @@ class _Measuring:
         io.write_new(work.path / PLOT, plots.sheet(report.plots(result, radii)).encode())
         return result
 
-    def _open(self, label: str, subspace: str | None = None) -> "_Opened":
-        """A loaded model and its coordinates, in a subspace or in the configured one."""
-        source, subspace = self.models[label], subspace or self.config.subspace
+    def _open(self, label: str) -> "_Opened":
+        """A loaded model and its coordinates, in the configured subspace."""
+        source, subspace = self.models[label], self.config.subspace
         model = self._load(label)
-        loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
         weights = {name: p for name, p in model.named_parameters() if _moves(source, name, subspace)}
         kept = _kept_by_all(self.models.values() if subspace == "kept" else (source,), weights)
+        return self._coordinates(model, weights, kept)
+
+    def _coordinates(
+        self, model: "PreTrainedModel", weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+    ) -> "_Opened":
+        """A loaded model with some of its weights, of which those move that masks, by name, keep."""
+        loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
         scale = directions.plain_scale(weights, kept)
         if self.config.scale == "filter":
-            scale = directions.filter_scale(weights, scale)
+            modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
+            rows = {name: directions.row_dims(modules[name], weight) for name, weight in weights.items()}
+            scale = directions.filter_scale(weights, scale, rows)
         if self.config.scale == "curvature":
             scale = directions.curvature_scale(loss.squared_gradients(weights), scale)
         return _Opened(loss, Coordinates(weights, scale))
@@ -191,16 +201,18 @@ class _Measuring:
         start, *ends = self.models
         model = self._load(start)
         loss = FixedLoss(model, self.blocks, self.config.blocks, self.context.device)
-        weights = dict[str, Tensor](model.named_parameters())
+        weights = _stored(model)
         return [self._line(loss, weights, start, end) for end in ends]
 
     def _plane(self, work: StageBuild, points: int) -> PlaneLosses:
-        """The plane through the first three models, all weights included; an interrupted run keeps whole rows."""
+        """The plane through the first three models, all weights included; an interrupted run keeps whole rows.
+
+        Weights that a mask of one of them has pruned count as others do: models differ in them.
+        """
         first, second, third = tuple(self.models)[:3]
-        one = self._open(first, subspace="all")
-        plane = Plane.through(
-            one.at.weights, *(dict(self._load(label).named_parameters()) for label in (second, third))
-        )
+        model = self._load(first)
+        one = self._coordinates(model, _stored(model), {})
+        plane = Plane.through(one.at.weights, *(_stored(self._load(label)) for label in (second, third)))
         corners, shares = plane.corners(one.at.scale), plane_shares(points)
         rows = []
         for number, b in enumerate(shares):
@@ -216,7 +228,7 @@ class _Measuring:
         return hf.load_model(self.models[label].path, device=self.context.device, dtype=torch.float32)
 
     def _line(self, loss: FixedLoss, weights: dict[str, Tensor], start: str, end: str) -> LineLosses:
-        losses = measure.line(loss, weights, dict(self._load(end).named_parameters()), self.config.line_points)
+        losses = measure.line(loss, weights, _stored(self._load(end)), self.config.line_points)
         barrier = measure.barrier(losses)
         return LineLosses(
             start=start,
@@ -224,6 +236,13 @@ class _Measuring:
             losses=tuple(x if math.isfinite(x) else None for x in losses),
             barrier=barrier if math.isfinite(barrier) else None,
         )
+
+
+def _stored(model: "PreTrainedModel") -> dict[str, Tensor]:
+    """All weights of a model: its parameters, and buffers that a checkpoint stores, such as the bias of a router."""
+    stored = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in stored and b.is_floating_point()}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _moves(source: SourceModel, name: str, subspace: str) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 
 import pytest
@@ -100,6 +101,65 @@ def test_the_plane_at_its_corners_has_the_losses_of_the_models(place, tmp_path, 
     titles = [table.title for table in tables.tables(artifact)]
     assert any(title.startswith("Loss on the plane: model, and shares of the way to other") for title in titles)
     assert "distance" in (artifact.path / "landscape.svg").read_text()
+
+
+@pytest.mark.slow
+def test_a_plane_through_a_sparse_model_has_its_corners_where_the_models_are(place, tmp_path):
+    dense = opened(place, "model", "other")
+    made = sparsify.run(context(tmp_path), dense["model"], SparsifyConfig(metric="magnitude", pattern="50%"), None)
+    models = {"sparse": open_source_model(made.path), **dense}
+    config = LandscapeConfig(**QUICK | {"directions": 2, "line_points": 2, "plane": 2, "subspace": "kept"})
+    corners = landscape.run(context(tmp_path), models, data(place), config).result(LandscapeResult).plane.corners
+    weights = [dict(hf.load_model(one.path, dtype=torch.float32).named_parameters()) for one in models.values()]
+    for i in range(3):
+        for j in range(i):
+            squares = (float((weights[i][name] - weights[j][name]).square().sum()) for name in weights[0])
+            assert math.dist(corners[i], corners[j]) == pytest.approx(math.sqrt(sum(squares)), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_lines_begin_at_the_model_that_is_given_first(place, tmp_path):
+    for names in (("model", "other"), ("other", "model")):
+        _, result = measured(place, tmp_path, *names)
+        assert (result.lines[0].start, result.lines[0].end) == names
+        assert result.lines[0].losses[0] == pytest.approx(result.models[names[0]].loss, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_line_moves_the_bias_of_routers_which_is_a_buffer(tmp_path):
+    write_place(tmp_path, "deepseek_v3")
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    model = hf.load_model(tmp_path / "other", dtype=torch.float32)
+    biases = [b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    assert biases
+    for bias in biases:
+        bias[: len(bias) // 2] += 10
+    model.save_pretrained(tmp_path / "other")
+    blocks = blocks_of(context(tmp_path), data(tmp_path), "validation", tmp_path / "model")
+    config, models = LandscapeConfig(**QUICK), opened(tmp_path, "model", "other")
+    (line,) = landscape._Measuring(context(tmp_path), models, config, blocks)._lines()
+    there = FixedLoss(hf.load_model(tmp_path / "other", dtype=torch.float32), blocks, config.blocks, "cpu")()
+    assert line.losses[0] != pytest.approx(there, rel=1e-4)
+    assert line.losses[-1] == pytest.approx(there, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
+def test_rows_of_experts_are_those_of_their_outputs(tmp_path, model_type):
+    """A row of experts in one tensor, times a number, has a step times that number."""
+    write_tiny(tmp_path, model_type)
+    model = hf.load_model(tmp_path, dtype=torch.float32)
+    name, experts = next((n, m) for n, m in model.named_modules() if n.endswith("experts"))
+    for matrix in ("gate_up_proj", "down_proj"):
+        weight = getattr(experts, matrix).data
+        outputs = 2 if model_type == "gpt_oss" else 1
+        factors = torch.arange(1, weight.shape[outputs] + 1.0).view(*(-1 if d == outputs else 1 for d in range(3)))
+        dims = landscape.directions.row_dims(experts, weight)
+        of_row, of_scaled = (
+            landscape.directions.filter_scale({"w": w}, {"w": torch.ones_like(w)}, {"w": dims})["w"]
+            for w in (weight, weight * factors)
+        )
+        assert len(of_row.unique()) > weight.shape[0], name
+        torch.testing.assert_close(of_scaled, of_row * factors)
 
 
 @pytest.mark.slow
