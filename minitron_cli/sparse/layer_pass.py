@@ -22,7 +22,6 @@ from minitron_cli.model.taps import layer_module
 from minitron_cli.prune.slicing import check_finite
 from minitron_cli.sparse import least_squares
 from minitron_cli.sparse.mask_file import MaskFile, MaskSpec
-from minitron_cli.sparse.metrics import magnitude
 from minitron_cli.sparse.metrics.base import SparseMetric
 from minitron_cli.sparse.pattern import Pattern
 from minitron_cli.sparse.statistics import FEW_TOKENS, InputStatistics, LayerInputs
@@ -165,7 +164,7 @@ class SparsifyPass:
         by_metric = self._method.metric.needs == "nothing"
         if not by_metric:
             progress.say(f"{name} is pruned by magnitude: {tokens} calibration tokens came to it")
-        mask_OI = magnitude.largest(weight_OI, pattern, self._method.metric.axis(pattern, INPUTS), lost_OI)
+        mask_OI = self._method.metric.largest(weight_OI, pattern, lost_OI)
         check_continued(name, mask_OI, lost_OI)
         return kept(name, mask_OI, None, None, Figures(by_metric, tokens, None, None, False))
 

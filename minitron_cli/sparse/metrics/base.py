@@ -42,6 +42,18 @@ def first_lost(scores: "Tensor", lost: "Tensor | None") -> "Tensor":
     return scores if lost is None else scores.masked_fill(lost, -1)
 
 
+def largest(weight_OI: "Tensor", pattern: "Pattern", axis: int | None, lost_OI: "Tensor | None") -> "Tensor":
+    """Mask of the largest weights, where the pattern holds along an axis (None: of the matrix as a whole).
+
+    Their bits without the sign are integers of the same order, compared faster.
+    """
+    import torch
+
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sizes_OI = weight_OI.abs().view(integers[weight_OI.itemsize])
+    return pattern.keep(first_lost(sizes_OI, lost_OI), axis)
+
+
 class SparseMetric(Spec, ABC):
     """Base of a metric: a kind, what it needs, and how it prunes one matrix."""
 
@@ -64,3 +76,7 @@ class SparseMetric(Spec, ABC):
     def axis(self, pattern: "Pattern", inputs: int) -> int | None:
         """Axis along which the pattern holds, given that of the inputs of a stored matrix; None: as a whole."""
         return inputs if pattern.group or self.is_share_of_line else None
+
+    def largest(self, weight_OI: "Tensor", pattern: "Pattern", lost_OI: "Tensor | None" = None) -> "Tensor":
+        """Mask of the largest weights among those that the metric compares with each other."""
+        return largest(weight_OI, pattern, self.axis(pattern, 1), lost_OI)

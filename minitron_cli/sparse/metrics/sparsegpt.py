@@ -18,6 +18,8 @@ from minitron_cli.sparse.metrics.base import InputSums, Needs, Sparse, SparseMet
 from minitron_cli.sparse.pattern import Pattern, highest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 STEP = 16
@@ -58,14 +60,27 @@ class SparseGPT(SparseMetric):
         weight_IO = weight_OI.to(factor_II.dtype).T.contiguous()
         mask_IO = weight_IO.new_ones(weight_IO.shape).bool()
         lost_IO = None if lost_OI is None else lost_OI.T.contiguous()
-        group = pattern.group or 1
-        size = max(self.block // group, 1) * group
-        for start in range(0, len(weight_IO), size):
+        for columns in self._blocks(len(weight_IO), pattern):
             stopping.raise_if_stopped()
-            columns = slice(start, min(start + size, len(weight_IO)))
             lost_CO = None if lost_IO is None else lost_IO[columns]
             _prune_block_(weight_IO, mask_IO[columns], factor_II, costs_I, lost_CO, columns, pattern)
         return Sparse(mask_IO.T, weight_IO.T)
+
+    def largest(self, weight_OI: "Tensor", pattern: Pattern, lost_OI: "Tensor | None" = None) -> "Tensor":
+        """Mask of the largest weights; a share holds for every block, as in a mask of `sparse`."""
+        if pattern.group:
+            return super().largest(weight_OI, pattern, lost_OI)
+        sizes_IO = first_lost(weight_OI.abs(), lost_OI).T
+        blocks = self._blocks(len(sizes_IO), pattern)
+        import torch
+
+        return torch.cat([_keep_share(sizes_IO[columns], columns.start, pattern) for columns in blocks]).T
+
+    def _blocks(self, columns: int, pattern: Pattern) -> "Iterator[slice]":
+        """Columns that are pruned together."""
+        group = pattern.group or 1
+        size = max(self.block // group, 1) * group
+        return (slice(start, min(start + size, columns)) for start in range(0, columns, size))
 
 
 def inverse_factor(gram_II: "Tensor", damping: float) -> "Tensor":

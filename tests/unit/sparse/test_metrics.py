@@ -58,6 +58,20 @@ def test_a_share_by_magnitude_is_taken_of_the_whole_matrix():
     assert torch.equal(mask_OI, weight_OI.abs() > max(smallest))
 
 
+@pytest.mark.parametrize("metric", [Magnitude(), Wanda(), SparseGPT(), SparseGPT(block=3)])
+def test_a_matrix_pruned_by_magnitude_can_be_pruned_further_by_the_metric(metric):
+    """As an expert that few tokens came to in the first round, and more in the second."""
+    weight_OI, inputs_TI = normal(6, 8), normal(40, 8)
+    weight_OI[:, :4] /= 100  # the first block's weights are smaller than those of the second
+    first, second = Pattern.parse("25%"), Pattern.parse("50%")
+    lost_OI = ~metric.largest(weight_OI, first)
+    assert int(lost_OI.sum()) == 12
+    mask_OI = metric.sparse(weight_OI, sums(inputs_TI), second, lost_OI).mask_OI
+    assert not (mask_OI & lost_OI).any()
+    assert int((~mask_OI).sum()) == 24
+    assert torch.equal(~metric.largest(weight_OI, second, lost_OI) | ~lost_OI, torch.ones_like(lost_OI))
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("entry", [torch.inf, torch.nan])
 def test_second_moments_that_are_not_finite_are_refused(entry):
