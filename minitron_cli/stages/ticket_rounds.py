@@ -255,7 +255,9 @@ class Tickets:
         return self.trained(arm, number, training, start, make, inputs, new=seed if arm == "reinit" else None)
 
     def _config(self, arm: Arm, number: int, training: TicketTraining) -> RoundConfig:
-        return RoundConfig(arm=arm, round=number, rate=self.config.rate, scope=self.config.scope, training=training)
+        # The dense training prunes nothing: it is one for all rates and scopes.
+        config = self.config if number else TicketConfig()
+        return RoundConfig(arm=arm, round=number, rate=config.rate, scope=config.scope, training=training)
 
     def trained(
         self,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
+from minitron_cli.choices import TicketStart
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import InputError
@@ -18,7 +19,7 @@ from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.results.ticket import StartResult, TicketResult, TransferResult
 from minitron_cli.stages import ticket
 from minitron_cli.stages.ticket_rounds import ROUND, START, Pricing, Round, Tickets, collected, fitted, texts
-from minitron_cli.ticket.config import RoundConfig, TicketConfig, TransferConfig
+from minitron_cli.ticket.config import NO_REINIT, RoundConfig, StartConfig, TicketConfig, TransferConfig
 
 STAGE = "transfer"
 
@@ -31,6 +32,8 @@ def run(context: Context, directories: Sequence[Path], data: DataConfig, config:
     """
     found = sorted((one for path in directories for one in tickets_in(path)), key=lambda one: (one.seed, one.number))
     _require_alike(found)
+    if found[0].begins == "model" and "reinit" in config.controls:
+        raise InputError(f"ticket.controls: {NO_REINIT}")
     train_blocks, held_out = texts(context, found[0].start, data)
     config = config.model_copy(update={"training": fitted(config.training, train_blocks)})
     steps = config.training.total_steps(train_blocks.sequence_length)
@@ -51,6 +54,8 @@ class FoundTicket:
     start: SourceModel
     step: int
     """Step of the dense training that these are from."""
+    begins: TicketStart
+    """What the dense training began with."""
 
     @property
     def seed(self) -> int:
@@ -70,7 +75,7 @@ class FoundTicket:
     def settings(self) -> TicketConfig:
         """How it was pruned."""
         config = RoundConfig.model_validate(self.round.artifact.manifest.config)
-        return TicketConfig(rate=config.rate, scope=config.scope, rewind=self.rewind)
+        return TicketConfig(rate=config.rate, scope=config.scope, rewind=self.rewind, start=self.begins)
 
 
 def tickets_in(directory: Path) -> Iterator[FoundTicket]:
@@ -90,7 +95,9 @@ def _found(artifact: Artifact) -> FoundTicket:
     for path in sorted((artifact.path.parent.parent / START).glob(f"step-*-seed-{one.seed}-*")):
         source = open_source_model(path)
         if source.fingerprint == artifact.manifest.inputs["start"]:
-            return FoundTicket(one, source, Artifact.open(path).result(StartResult).step)
+            start = Artifact.open(path)
+            begins = StartConfig.model_validate(start.manifest.config).start
+            return FoundTicket(one, source, start.result(StartResult).step, begins)
     raise InputError(
         f"{artifact.path}: the weights that it was rewound to are not beside it: give a ticket in its own workspace, "
         "found with --rewind init or step:K"

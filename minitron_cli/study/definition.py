@@ -120,6 +120,10 @@ class StudyDefinition(Spec):
                         "choose; leave it to the arm's distill, or remove tuning"
                     )
 
+    def trains(self, arm: str) -> bool:
+        """Whether an arm has a training, be it one without a setting of its own."""
+        return merged(self.recipe, self.arms[arm]).get("distill") is not None
+
     def recipe_of(self, arm: str, model: str, data: DataConfig, seed: int, changes: Mapping[str, Any]) -> Recipe:
         """Recipe of one run: the study's, the arm's sections over it, then `changes`. RecipeError if it is invalid."""
         given = {"model": model, "data": data.model_dump(mode="json"), "report": False, **self.recipe}

@@ -177,7 +177,7 @@ class Runner:
     def _rates(self, arm: str) -> tuple[float, ...]:
         """Learning rates that an arm tries in short runs; none where none is chosen."""
         tuning = self.definition.tuning
-        return () if tuning is None or self.quick_steps or not self._trains(arm) else tuning.rates
+        return () if tuning is None or self.quick_steps or not self.definition.trains(arm) else tuning.rates
 
     def _end(self, arm: str, rate: float) -> float:
         """Figure that a short run ends with."""
@@ -223,10 +223,6 @@ class Runner:
         if trained:
             io.remove_tree(trained.path)
         return figures
-
-    def _trains(self, arm: str) -> bool:
-        sections = self.definition.arms[arm]
-        return bool(sections["distill"] if "distill" in sections else self.definition.recipe.get("distill"))
 
     def _untrained(self, child: SourceModel, distill: DistillConfig | None) -> "PreTrainedModel":
         """Model that the training begins with: the child, or random weights in its shape."""

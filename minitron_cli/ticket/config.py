@@ -2,7 +2,7 @@
 
 import re
 from fractions import Fraction
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -13,6 +13,25 @@ from minitron_cli.distill.losses.cross_entropy import CrossEntropy
 from minitron_cli.spec import Quantity, Spec
 
 Arm = Literal["ticket", "transferred"] | TicketControl
+
+
+NO_REINIT = "reinit is no control for a model's own weights: drop it, or start from random ones"
+
+T = TypeVar("T")
+
+
+def _once_each(names: tuple[T, ...]) -> tuple[T, ...]:
+    """Names without those that were given before: a second one would count as another run."""
+    return tuple(dict.fromkeys(names))
+
+
+OnceEach = AfterValidator(_once_each)
+
+
+def _own_seed(training: "TicketTraining") -> "TicketTraining":
+    if training.seed != TicketTraining.model_fields["seed"].default:
+        raise ValueError("a training has the seed of its repetition: set seed beside training, not in it")
+    return training
 
 
 class TicketTraining(DistillConfig):
@@ -74,14 +93,14 @@ class TicketConfig(Spec):
     each matrix, and in those of the last decoder layer at half of the rate."""
     start: TicketStart = "random"
     """Initial weights: random ones in the model's shape, or the model's own."""
-    controls: tuple[TicketControl, ...] = ()
+    controls: Annotated[tuple[TicketControl, ...], OnceEach] = ()
     """Controls at each sparsity. reinit: the ticket's mask on other random weights. shuffled: the mask permuted within
     each matrix. random_mask: a random mask of the same density over all matrices together."""
     seeds: int = Field(1, ge=1)
     """Repetitions, each with initial weights and an order of the text of its own."""
     seed: int = Field(0, ge=0)
     """Seed of the first repetition."""
-    training: TicketTraining = TicketTraining()
+    training: Annotated[TicketTraining, AfterValidator(_own_seed)] = TicketTraining()
     """Every training."""
 
     @property
@@ -94,7 +113,7 @@ class TicketConfig(Spec):
     @model_validator(mode="after")
     def _has_other_weights(self) -> "TicketConfig":
         if self.start == "model" and "reinit" in self.controls:
-            raise ValueError("reinit is no control for a model's own weights: drop it, or start from random ones")
+            raise ValueError(NO_REINIT)
         return self
 
 
@@ -103,11 +122,11 @@ class TransferConfig(Spec):
 
     section: ClassVar[str] = "ticket"
 
-    controls: tuple[TransferControl, ...] = ()
+    controls: Annotated[tuple[TransferControl, ...], OnceEach] = ()
     """Controls at each sparsity. reinit: the ticket's mask on other random weights. shuffled: the mask permuted within
     each matrix. random_mask: a random mask of the same density over all matrices together. own: tickets that are found
     on this text, by as many rounds from the same weights."""
-    training: TicketTraining = TicketTraining()
+    training: Annotated[TicketTraining, AfterValidator(_own_seed)] = TicketTraining()
     """Every training."""
 
 
@@ -116,7 +135,7 @@ class SupermaskConfig(Spec):
 
     section: ClassVar[str] = "supermask"
 
-    criteria: Annotated[tuple[MaskCriterion, ...], Field(min_length=1)] = get_args(MaskCriterion)
+    criteria: Annotated[tuple[MaskCriterion, ...], Field(min_length=1), OnceEach] = get_args(MaskCriterion)
     """Criteria by which weights are kept. large_final: large after training. large_final_same_sign: the same, and of
     the sign that they began with. magnitude_increase: grown in training. edge_popup: by scores that are learned."""
     keep: float = Field(0.5, gt=0, lt=1)
@@ -132,7 +151,7 @@ class SupermaskConfig(Spec):
     """Repetitions, each with initial weights and an order of the text of its own."""
     seed: int = Field(0, ge=0)
     """Seed of the first repetition."""
-    training: TicketTraining = TicketTraining()
+    training: Annotated[TicketTraining, AfterValidator(_own_seed)] = TicketTraining()
     """The training that criteria look at, and the length and batches of the one of scores."""
 
 

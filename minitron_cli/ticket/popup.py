@@ -24,7 +24,7 @@ from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.distill.model_pair import ModelPair
 from minitron_cli.distill.schedule import learning_rate
-from minitron_cli.distill.step_loss import step_loss
+from minitron_cli.distill.step_loss import step_losses
 from minitron_cli.errors import Interrupted
 
 Keep = Callable[[str, Tensor], Tensor]
@@ -141,7 +141,9 @@ class _State:
 
 def _step(pair: ModelPair, optimizer: torch.optim.Adam, blocks: Blocks, step: int) -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = step_loss(pair, blocks, step)
-    loss.backward()
+    total = 0.0
+    for loss in step_losses(pair, blocks, step, pair.config.micro_batch_size):
+        loss.backward()
+        total += float(loss.detach())
     optimizer.step()
-    return float(loss.detach())
+    return total

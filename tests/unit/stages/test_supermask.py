@@ -94,14 +94,12 @@ def test_a_supermask_sets_kept_weights_and_zeros_and_nothing_else(place, study):
 def test_tickets_share_the_dense_training(place, study):
     root, _ = study
     before = sorted(path.name for path in (root / "ticket_round").iterdir() if path.is_dir())
-    here, model, config = (
-        context(root, is_between=True),
-        open_source_model(place / "model"),
-        TicketConfig(training=TRAINING),
-    )
+    here, model = context(root, is_between=True), open_source_model(place / "model")
     texts = ticket.texts(context(root), model, data(place))
-    pricing = ticket.Pricing(here, model, config.training, *texts, 1)
-    ticket.Tickets(here, model, *texts, config, pricing).dense(0)
+    for given in ({}, {"rate": 0.5}, {"scope": "layer"}):
+        config = TicketConfig(training=TRAINING, **given)
+        pricing = ticket.Pricing(here, model, config.training, *texts, 1)
+        ticket.Tickets(here, model, *texts, config, pricing).dense(0)
     assert sorted(path.name for path in (root / "ticket_round").iterdir() if path.is_dir()) == before
 
 
@@ -124,6 +122,37 @@ def test_learned_scores_lower_the_loss_and_a_kill_keeps_what_is_measured(place, 
     found = {row.criterion: row.loss for row in made(place, tmp_path, **config).result(SupermaskResult).rows}
     assert found["edge_popup"] < found["none"] - 0.05
     assert found["edge_popup"] < found["random"] - 0.05
+
+
+@pytest.mark.slow
+def test_scores_of_a_step_read_no_more_sequences_at_a_time_than_they_are_told(place, study, monkeypatch):
+    (first,) = (study[0] / "ticket_start").glob("step-0-seed-0-*")
+    blocks = blocks_of(context(study[0]), data(place), "train", place / "model")
+    names = ["model.layers.0.mlp.up_proj.weight"]
+
+    def gradient(size):
+        given = TRAINING | {"batch_size": 4, "micro_batch_size": size}
+        config = SupermaskConfig(training=given).training
+        model = supermask.hf.load_model(first)
+        read = []
+        model.model.register_forward_pre_hook(
+            lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        keep = lambda name, scores: scores > scores.median()  # noqa: E731
+        with supermask.popup.popped_up(model, names, keep, 0) as popups:
+            pair = supermask.popup.ModelPair(
+                model, None, config, (), supermask.popup.ProcessGroup("cpu", alone=True), "fp32"
+            )
+            optimizer = torch.optim.SGD([popups[names[0]].scores], lr=0.0)
+            read.clear()  # what the pair learned of the model
+            loss = supermask.popup._step(pair, optimizer, blocks, 0)
+            return read, loss, popups[names[0]].scores.grad.clone()
+
+    read, loss, whole = gradient(4)
+    parts, same, summed = gradient(1)
+    assert (read, parts) == ([4], [1, 1, 1, 1])
+    assert same == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(summed, whole, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.slow

@@ -130,6 +130,14 @@ def test_what_is_no_ticket_is_refused(place, tickets, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_random_weights_are_no_control_for_tickets_of_a_models_own(place, tmp_path):
+    found = made(place, tmp_path / "own", start="model", rounds=1)
+    with pytest.raises(InputError, match="reinit is no control for a model's own weights"):
+        moved(place, tmp_path / "moved", found.path, controls=("reinit",))
+    assert not list((tmp_path / "moved").glob("ticket_round/*"))
+
+
+@pytest.mark.slow
 def test_tickets_that_do_not_belong_together_are_refused(place, tickets, tmp_path):
     unrewound = made(place, tmp_path / "none", rewind="none", rounds=1)
     with pytest.raises(InputError, match="found with --rewind init or step:K"):

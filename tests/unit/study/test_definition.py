@@ -114,6 +114,16 @@ def test_rates_are_not_tried_where_a_step_has_a_training_of_its_own():
         StudyDefinition.model_validate(given | {"tuning": tuning})
 
 
+def test_an_arm_that_leaves_its_training_as_it_is_trains():
+    arms = {"a": {}, "empty": {"distill": {}}, "none": {"distill": None}, "own": {"distill": {"tokens": "64k"}}}
+    study = StudyDefinition.model_validate(
+        GIVEN | {"recipe": {"prune": {}, "distill": {"tokens": "128k"}}, "arms": arms}
+    )
+    assert [study.trains(arm) for arm in arms] == [True, True, False, True]
+    untrained = StudyDefinition.model_validate(GIVEN | {"arms": {"a": {}, "empty": {"distill": {}}}})
+    assert [untrained.trains(arm) for arm in untrained.arms] == [False, True]
+
+
 def test_a_quick_study_shortens_every_training():
     search = {"budget": {"target": "50%"}, "retrain": {"tokens": "1M", "batch_size": 4, "warmup_steps": 100}}
     arms = {

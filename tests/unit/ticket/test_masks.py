@@ -11,7 +11,7 @@ from minitron_cli.model.shape import Shape
 from minitron_cli.sparse.mask_file import MaskFile
 from minitron_cli.sparse.pattern import Pattern
 from minitron_cli.ticket import masks
-from minitron_cli.ticket.config import RoundConfig, TicketConfig, TicketTraining
+from minitron_cli.ticket.config import RoundConfig, SupermaskConfig, TicketConfig, TicketTraining, TransferConfig
 from tests.tiny import tiny_config
 
 SHAPES = {"a": (40, 25), "b": (7, 11), "c": (3, 5)}
@@ -151,11 +151,31 @@ def test_the_distance_is_that_of_the_masked_weights():
         ({"rate": 1.0}, "less than 1"),
         ({"start": "model", "controls": ("reinit",)}, "no control for a model's own weights"),
         ({"training": {"losses": [{"kind": "forward_kl"}]}}, "trained on the text with its mask"),
+        ({"training": {"seed": 7}}, "set seed beside training, not in it"),
     ],
 )
 def test_what_makes_no_ticket_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         TicketConfig(**given)
+
+
+def test_a_training_of_a_repetition_has_its_seed():
+    config = TicketConfig(training={"steps": 4})
+    again = TicketConfig.model_validate(config.model_dump())  # as from a manifest, which states all values
+    assert again == config
+    assert RoundConfig(
+        arm="ticket", round=0, rate=0.2, scope="global", training=config.training.model_copy(update={"seed": 3})
+    )
+    with pytest.raises(ValueError, match="set seed beside training"):
+        SupermaskConfig(training={"steps": 4, "seed": 7})
+    with pytest.raises(ValueError, match="set seed beside training"):
+        TransferConfig(training={"steps": 4, "seed": 7})
+
+
+def test_what_is_named_twice_is_trained_once():
+    assert TicketConfig(controls=("reinit", "shuffled", "reinit")).controls == ("reinit", "shuffled")
+    assert TransferConfig(controls=("own", "own")).controls == ("own",)
+    assert SupermaskConfig(criteria=("random", "random", "edge_popup")).criteria == ("random", "edge_popup")
 
 
 def test_places_to_rewind_to():
