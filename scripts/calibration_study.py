@@ -110,7 +110,11 @@ def page(studies: Sequence[Rankings]) -> Iterator[str]:
     for study in studies:
         yield from ("", f"## {study.context.workspace.name}", "", *study.rows())
     names = " ".join(study.context.workspace.name for study in studies)
-    yield from ("", f"Regenerate: `make real-models && python scripts/calibration_study.py {names} --text TEXT`")
+    yield from (
+        "",
+        f"Regenerate: `make real-models && python scripts/calibration_study.py {names} --text TEXT "
+        f"--sequence-length {studies[0].length}`",
+    )
 
 
 def halves(path: Path, directory: Path) -> dict[str, Source]:
