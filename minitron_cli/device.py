@@ -23,7 +23,14 @@ def resolve(name: str, *, needs_float64: bool = True) -> str:
         raise EnvironmentFault(
             f"device {name!r} is missing or lacks float64: omit --device, or list devices with `minitron env`"
         )
-    return name
+    return str(without_index(torch.device(name)))
+
+
+def without_index(device: "torch.device") -> "torch.device":
+    """The device, without a number if it is a CPU: launchers number what is one device and has one name here."""
+    import torch
+
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def _is_usable(name: str, needs_float64: bool = True) -> bool:

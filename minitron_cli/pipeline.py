@@ -252,12 +252,17 @@ class _Training:
             return control.applied_to(config)
         is_random, needs_teacher = control.init == "random", control.applied_to(config).needs_teacher
         trained, given = student.result(TrainingResult), self.recipe.known_pretraining
+        ledger, reads_signals = self._trainings(student), needs_teacher and trained.signals is not None
+        if reads_signals:
+            ledger = budgets.without_signals(ledger)
         tokens = budgets.length(
             control.equality,
-            self._trainings(student),
+            ledger,
             behind=() if is_random else self._trainings(start),
             given=given.tokens if given and is_random else 0,
-            per_token=budgets.flops_per_token(trained.student, trained.teacher if needs_teacher else None),
+            per_token=budgets.flops_per_token(
+                trained.student, trained.teacher if needs_teacher and not reads_signals else None
+            ),
         )
         progress.say(f"{control.label}: {tokens:,} tokens, {control.length}")
         return control.applied_to(config, tokens=tokens)

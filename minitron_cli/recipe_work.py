@@ -95,14 +95,17 @@ class RecipeWork:
             return control.applied_to(config)
         given, teacher = self.recipe.known_pretraining, model_size(self.teacher.shape, self.length)
         needs_teacher = control.applied_to(config).needs_teacher
+        ledger, reads_signals = self.trainings(), needs_teacher and self.recipe.teach is not None
+        if reads_signals:
+            ledger = tuple(budgets.without_signals(ledger))
         per_token = budgets.flops_per_token(
-            model_size(self.child.shape, self.length), teacher if needs_teacher else None
+            model_size(self.child.shape, self.length), teacher if needs_teacher and not reads_signals else None
         )
         is_random = control.init == "random"
         behind = () if is_random or control.prune_from else self.trainings(before_last=True)
         tokens = budgets.length(
             control.equality,
-            self.trainings(),
+            ledger,
             behind=behind,
             given=given.tokens if given and is_random else 0,
             per_token=per_token,

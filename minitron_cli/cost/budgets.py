@@ -30,6 +30,11 @@ def of_entries(stage: str, entries: Iterable[Entry | Pass]) -> list[Trained]:
     return [Trained(stage, Entry(one.work, one.tokens, one.flops)) for one in entries if one.work in WORK]
 
 
+def without_signals(ledger: Iterable[Trained]) -> list[Trained]:
+    """A ledger without the teacher's pass whose signals are stored: who reads them as well did not make them."""
+    return [one for one in ledger if one.stage != "teach"]
+
+
 def tokens_read(ledger: Iterable[Trained], stages: Sequence[str] = ()) -> int:
     """Training tokens of these stages, or of all. What a teacher reads beside its student is not counted again."""
     return sum(

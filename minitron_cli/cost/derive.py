@@ -56,8 +56,9 @@ def _on_candidate(result: SearchResult, candidate: CandidateResult) -> Iterator[
 
 
 def _distinct(candidates: tuple[CandidateResult, ...]) -> list[CandidateResult]:
-    """Candidates by shape: one that competes for several targets was scored and trained once."""
-    return list({candidate.key: candidate for candidate in candidates}.values())
+    """Candidates by shape: one that competes for several targets was trained once, as far as for the one it got
+    farthest for."""
+    return list({candidate.key: candidate for candidate in sorted(candidates, key=lambda c: len(c.rungs))}.values())
 
 
 def _prune(result: PruneResult) -> Iterator[Pass]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from minitron_cli import stopping
-from minitron_cli.device import multiplies_bf16
+from minitron_cli.device import multiplies_bf16, without_index
 from minitron_cli.layerwise.processes import say_if_on_cpu
 
 Precision = Literal["fp32", "bf16"]
@@ -37,7 +37,7 @@ class ProcessGroup:
         self.rank: int = 0 if alone else self._state.process_index
         self.size: int = 1 if alone else self._state.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        self.device = torch.device(device) if self.size == 1 else self._state.device
+        self.device = without_index(torch.device(device) if self.size == 1 else self._state.device)
         say_if_on_cpu(self.size, self.device)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:

@@ -158,9 +158,22 @@ def _shown(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def fit(settings: AnySettings, sequence_length: int, blocks: int, parameters: int | None = None) -> AnySettings:
-    """Settings that fit the run, as `fitted` returns them; the remark is said."""
+def fit(
+    settings: AnySettings, sequence_length: int, blocks: int, parameters: int | None = None, processes: int = 1
+) -> AnySettings:
+    """Settings that fit the run, as `fitted` returns them; the remark is said.
+
+    RecipeError if a batch has fewer sequences than there are processes to share it.
+    """
     found, remark = fitted(settings, sequence_length, blocks, parameters)
+    if found.batch_size < processes:
+        section, size = settings.section, found.batch_size
+        is_set = "batch_size" in settings.model_fields_set
+        was, more = ("", "") if is_set else (", fitted to the run", "train on more tokens, ")
+        raise RecipeError(
+            f"{section}.batch_size is {size:,}{was}, and {processes} processes share a batch: start at most {size:,} "
+            f"of them (--gpus), {more}or set a larger {section}.batch_size"
+        )
     if remark:
         progress.say(remark)
     return found

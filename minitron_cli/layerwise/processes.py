@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from minitron_cli import progress
+from minitron_cli.device import without_index
 from minitron_cli.layerwise.observer import Observer
 
 
@@ -57,4 +58,4 @@ def join_processes(device: str) -> tuple[Processes, str]:
 
     state = PartialState(cpu=torch.device(device).type == "cpu")
     say_if_on_cpu(state.num_processes, state.device)
-    return Processes(state.process_index, state.num_processes), str(state.device)
+    return Processes(state.process_index, state.num_processes), str(without_index(state.device))

@@ -60,7 +60,9 @@ def work(searching: Searching) -> Work:
     retraining = searching.retraining
     micro = retraining.micro_batch_size if retraining else 1
     run = parent.runs(SCORE_BATCH, searching.length)
-    held = training.held(largest.shape.parameters(), teacher, searching.compute_dtype) if retraining else {}
+    is_read = searching.config.objective == "kl" or (retraining is not None and searching.signals is None)
+    loaded = teacher if is_read else None
+    held = training.held(largest.shape.parameters(), loaded, searching.compute_dtype) if retraining else {}
     is_task = isinstance(searching.config.objective, TaskObjective)
     return Work(
         what=f"{len(shapes)} shapes on {searching.score_blocks:,} blocks{_retrained(searching)}",
@@ -73,7 +75,7 @@ def work(searching: Searching) -> Work:
             "statistics": fit.statistics(parent.shape, fitted, tokens),
             **({"optimizer": Moved(updates=_updates(searching))} if retraining else {}),
         },
-        certain=held or {"candidate": largest.weights_bytes},
+        certain=held or {"candidate": largest.weights_bytes} | ({"teacher": loaded.weights_bytes} if loaded else {}),
         transient={"activations": run.layer_bytes(), "logits": logits_bytes(run)},
         disk={"checkpoints": int(saved_bytes(retraining.optimizer) * _running(searching))} if retraining else {},
         remedies=("search.retrain.micro_batch_size=1",) if micro > 1 else (),

@@ -67,7 +67,7 @@ ScoreRepair = Literal["none", "rotate", "all"]
 SCORE_REPAIRS: Mapping[ScoreRepair, frozenset[str]] = {
     "none": frozenset(),
     "rotate": frozenset({"rotate"}),
-    "all": frozenset({"rotate", "least_squares"}),
+    "all": frozenset(REPAIRS) - {"rescale"},
 }
 """Setting -> repairs of a candidate before it is scored. Rescaling needs trials, which are left for the child."""
 

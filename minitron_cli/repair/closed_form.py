@@ -80,8 +80,8 @@ class ClosedFormRepair:
     def repaired(self, plan: PrunePlan, repairs: frozenset[str], label: str = "plan") -> PrunePlan:
         """The plan with those of the repairs that need no trials. Fitted tensors are kept on disk under the label."""
         plan = self.rotated(plan) if "rotate" in repairs else plan
-        plan = self.compensated(plan) if "bias" in repairs else plan
-        plan = self.merged(plan) if "merge" in repairs else plan
+        plan = self.compensated(plan, label) if "bias" in repairs else plan
+        plan = self.merged(plan, label) if "merge" in repairs else plan
         return self.fitted(plan, label) if "least_squares" in repairs else plan
 
     def rotated(self, plan: PrunePlan, *, rescale: bool = True) -> PrunePlan:
@@ -154,9 +154,12 @@ class ClosedFormRepair:
 
         return distance
 
-    def compensated(self, plan: PrunePlan) -> PrunePlan:
-        """The plan with what matrices wrote for the means of their pruned inputs in their biases, kept on disk."""
-        parent, store = self.builder.parent, self._store(BIAS)
+    def compensated(self, plan: PrunePlan, label: str = "plan") -> PrunePlan:
+        """The plan with what matrices wrote for the means of their pruned inputs in their biases.
+
+        They are kept on disk under the label.
+        """
+        parent, store = self.builder.parent, self._store(f"{BIAS}-{label}")
         if not store.is_complete:
             reader_means(
                 self.model,
@@ -172,9 +175,9 @@ class ClosedFormRepair:
             store.complete()
         return plan.repaired(replace(plan.repair, fitted=store.tensors(BIAS)))
 
-    def merged(self, plan: PrunePlan) -> PrunePlan:
-        """The plan with dropped layers merged into those before them, kept on disk."""
-        store = self._store(MERGED)
+    def merged(self, plan: PrunePlan, label: str = "plan") -> PrunePlan:
+        """The plan with dropped layers merged into those before them, kept on disk under the label."""
+        store = self._store(f"{MERGED}-{label}")
         if not store.is_complete:
             put_merged(plan, self.builder.parent.checkpoint, store)
             store.complete()

@@ -33,10 +33,13 @@ class Target:
         found = feasible.searched(parent, config, label, serving_lint)
         return cls(label, config.constraints_of(label), *found)
 
+    def ordered(self, builder: ChildBuilder) -> list[Candidate]:
+        """Shapes that meet the counted constraints, that which retains most importance first."""
+        return RetainedImportance(builder.parent.shape, builder.scores, builder.ranking).order(self.admitted)
+
     def chosen(self, builder: ChildBuilder, most: int, workers: WorkerGroup) -> list[Candidate]:
         """The `most` candidates that retain most importance and meet the timed constraints, if there are any."""
-        parent = builder.parent.shape
-        ordered = RetainedImportance(parent, builder.scores, builder.ranking).order(self.admitted)
+        parent, ordered = builder.parent.shape, self.ordered(builder)
         if not any(isinstance(constraint, Timed) for constraint in self.constraints):
             return ordered[:most]
 

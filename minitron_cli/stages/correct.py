@@ -4,7 +4,7 @@ A teacher that was not trained on similar text predicts it worse, and so does it
 2.2). The training loop is the student's, with cross-entropy and without a teacher.
 """
 
-from minitron_cli import progress
+from minitron_cli import process_rank, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.sources import DataConfig
@@ -26,7 +26,8 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
     training_run.check_masks(parent, config)
     train_blocks = blocks_of(context, data, "train", parent.path)
     validation_blocks = blocks_of(context, data, "validation", parent.path)
-    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks), parent.shape.parameters())
+    length, parameters = train_blocks.sequence_length, parent.shape.parameters()
+    config = short_runs.fit(config, length, len(train_blocks), parameters, process_rank.process_count())
 
     def build(work: StageBuild) -> CorrectionResult:
         models = training_run.load(context, parent, None, config)

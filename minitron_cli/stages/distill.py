@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from minitron_cli import process_rank
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.data.pack import Blocks
@@ -35,7 +36,8 @@ def run(
     training_run.check_masks(start, config)
     train_blocks = blocks_of(context, data, "train", start.path)
     validation_blocks = blocks_of(context, data, "validation", start.path)
-    config = short_runs.fit(config, train_blocks.sequence_length, len(train_blocks), start.shape.parameters())
+    length, parameters = train_blocks.sequence_length, start.shape.parameters()
+    config = short_runs.fit(config, length, len(train_blocks), parameters, process_rank.process_count())
     pairs = _pairs(config, teacher, start)
     signals = signals_for(context, config, teacher, start, train_blocks, validation_blocks)
 

@@ -1,9 +1,7 @@
 """Importance stage: reads a model and text, stores scores of every axis."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
 from minitron_cli.cost import compute
+from minitron_cli.data.batches import Batches, calibration_ids
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import DataError, InputError
@@ -78,6 +77,8 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
         inputs["block_task"] = found
     if config.learned:
         inputs["order"] = ORDER
+    if config.collapse:
+        inputs["collapse"] = f"on {SAMPLES} samples"
 
     def build(work: StageBuild) -> ImportanceResult:
         scores = scoring.scores(work) | magnitude(parent.checkpoint.read, parent.shape)
@@ -229,7 +230,8 @@ class _Scoring:
         """Order of merges; found by the first process only, empty in the others."""
         if not process_rank.is_first_process():
             return Scores({})
-        few = list(islice(self.calibration.batches, math.ceil(SAMPLES / self.config.batch_size)))
+        ids = calibration_ids(self.config.seed, self.config.samples, len(self.blocks))[:SAMPLES]
+        few = list(Batches(self.blocks, ids, self.config.batch_size))
         found = collapse_order(model, self.parent.family, few, following, work.remember)
         return Scores({"layer.collapse": found})
 

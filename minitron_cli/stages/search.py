@@ -68,6 +68,8 @@ def run(
     if prune and prune.serving_lint == "warn":
         parent = parent.without_pattern()
     teacher = teacher or parent
+    if prune and prune.adds_biases:
+        parent = parent.with_biases()
     tokenizers.require_same(parent, teacher)
     processes, device = join_processes(context.device)
     here = replace(context, device=device)
@@ -129,7 +131,8 @@ def run(
         )
 
     def price() -> Price:
-        shapes = {t.label: [c.shape for c in t.admitted[: config.candidates]] for t in targets}
+        # Those that the search scores, as far as no measurement leaves some of them out.
+        shapes = {t.label: [c.shape for c in t.ordered(builder)[: config.candidates]] for t in targets}
         plans = {str(shape): builder.plan(shape) for some in shapes.values() for shape in some}
         applied = {name: repair.applied(plan, is_retrained=True) for name, plan in plans.items()} if repair else {}
         searching = Searching(

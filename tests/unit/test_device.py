@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from minitron_cli import device
+from minitron_cli.distill.distributed import ProcessGroup
 from minitron_cli.errors import EnvironmentFault
+from minitron_cli.layerwise.processes import join_processes
 from tests.cli.program import invoke
+from tests.processes import together
 
 
 @pytest.fixture
@@ -68,3 +71,17 @@ def test_the_environment_says_whether_the_cpu_has_instructions_for_bf16(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     found = json.loads(invoke("env", "--json").stdout)
     assert ("no instructions for bf16" in found["cpu"]) != has_bf16
+
+
+def test_a_cpu_has_one_name() -> None:
+    assert device.resolve("cpu:0") == "cpu"
+
+
+def _names(rank: int) -> tuple[str, str]:
+    return join_processes("cpu")[1], str(ProcessGroup("cpu").device)
+
+
+@pytest.mark.slow
+def test_a_cpu_that_a_launcher_numbers_has_the_same_name() -> None:
+    """By its name it is known whether it multiplies bf16, and with it the precision of a training."""
+    assert together(2, _names) == [("cpu", "cpu")] * 2

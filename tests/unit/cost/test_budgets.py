@@ -2,8 +2,8 @@
 
 import pytest
 
-from minitron_cli.cost.budgets import flops_per_token, length, of_entries
-from minitron_cli.cost.compute import Entry, training
+from minitron_cli.cost.budgets import flops_per_token, length, of_entries, without_signals
+from minitron_cli.cost.compute import Entry, teacher, training
 from minitron_cli.results.base import ModelSize
 
 
@@ -43,3 +43,11 @@ def test_a_taught_control_of_equal_flops_pays_for_its_teacher():
     assert per_token == 3 * 10 + 40
     one_step = of_entries("distill", training(STUDENT, TEACHER, 500))
     assert length("flops", one_step, given=0, per_token=per_token) == 500
+
+
+def test_a_control_that_reads_the_same_signals_is_as_long_as_the_student():
+    """Four passes over a text whose signals one pass of the teacher has stored."""
+    ledger = [*of_entries("teach", [teacher(TEACHER, 1_000)]), *of_entries("distill", training(STUDENT, None, 4_000))]
+    per_token = flops_per_token(STUDENT, None)
+    assert length("flops", without_signals(ledger), given=0, per_token=per_token) == 4_000
+    assert length("flops", ledger, given=0, per_token=per_token) == 4_000 + 40 * 1_000 // 30  # one without a teacher

@@ -21,6 +21,7 @@ from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.config import Budget, PruneConfig, Ranking
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
+from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult
 from minitron_cli.results.training import TrainingResult
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import correct, distill, evaluate, importance, prune, search
@@ -203,3 +204,26 @@ def test_a_model_of_another_tokenizer_has_no_divergence_and_all_are_read_per_byt
     loss, kl = derive.passes(EvaluationResult(models=models, loss_tokens=100, sequence_length=10))
     assert (loss.tokens, loss.head_work) == (100 + 300, "loss")
     assert (kl.tokens, kl.head_work) == (200, "kl")
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_a_shape_of_two_targets_was_trained_as_far_as_for_the_one_it_got_farthest_for(order: slice) -> None:
+    size = ModelSize(sizes={}, parameters=1, non_embedding=1, decoder_flops=9, head_flops=1)
+
+    def candidate(target: str, rungs: int) -> CandidateResult:
+        return CandidateResult(
+            target=target, shape={"ffn": 8}, parameters=1, zero_shot=3.0, rungs=(2.0,) * rungs, model=size
+        )
+
+    both = [candidate("75%", 3), candidate("50%", 1)][order]
+    result = SearchResult(
+        objective=ObjectiveResult(name="loss", better="lower"),
+        rung_tokens=(10, 20, 40),
+        candidates=tuple(both),
+        winners={},
+        parent=size,
+        teacher=size,
+        score_tokens=0,
+        sequence_length=8,
+    )
+    assert [(one.work, one.tokens) for one in derive.passes(result)] == [("training", 40), ("teacher", 40)]

@@ -6,7 +6,7 @@ import pytest
 
 from minitron_cli import dry_run
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
-from minitron_cli.distill.short_runs import MIN_STEPS, fitted
+from minitron_cli.distill.short_runs import MIN_STEPS, fit, fitted
 from minitron_cli.errors import RecipeError
 from minitron_cli.inputs.source_model import published_shape
 from minitron_cli.recipe import Recipe
@@ -111,3 +111,12 @@ def test_a_recipe_keeps_what_it_sets_through_its_chain():
     recipe = Recipe.model_validate({"model": "m", "data": text, "distill": distill, "steps": [step]})
     config, _ = fitted(recipe.at(recipe.steps[0]).distill, 2048)
     assert config.batch_size == 8
+
+
+def test_a_batch_of_fewer_sequences_than_processes_is_refused_before_anything_is_loaded():
+    says = "batch_size is 4, fitted to the run, and 8 processes share a batch: start at most 4 of them"
+    with pytest.raises(RecipeError, match=says):
+        fit(DistillConfig(tokens=1_000_000), 2048, 5_000, BIG, processes=8)
+    with pytest.raises(RecipeError, match=r"batch_size is 4, and 8 processes share a batch: .* or set a larger"):
+        fit(DistillConfig(tokens=1_000_000, batch_size=4), 2048, 5_000, BIG, processes=8)
+    assert fit(DistillConfig(tokens=1_000_000), 2048, 5_000, BIG, processes=4).batch_size == 4

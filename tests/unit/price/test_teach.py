@@ -60,7 +60,10 @@ def test_a_control_without_a_loss_of_the_teacher_is_evaluated_beside_it_although
             "prune": {"shape": {"ffn": 32}, "repair": "none"},
             "distill": {"steps": 2, "batch_size": 2, "warmup_steps": 0, "precision": "fp32"},
             "teach": {},
-            "controls": [{"label": "text", "objective": "ce"}],
+            "controls": [
+                {"label": "text", "objective": "ce"},
+                {"label": "random", "init": "random", "equal": "flops"},
+            ],
         }
     )
     typed = tiny_config("llama")
@@ -68,3 +71,4 @@ def test_a_control_without_a_loss_of_the_teacher_is_evaluated_beside_it_although
     works = dict(RecipeWork(recipe, model, model, [model.shape.resize(ffn=32)], "cpu").stages())
     assert "teacher" not in works["distill"].certain
     assert works["distill text"].certain["teacher"] == 4 * model.shape.parameters()
+    assert works["distill random"].passes[0] == works["distill"].passes[0]

@@ -257,6 +257,20 @@ def test_masks_of_a_shape_that_cannot_be_are_refused(place, tmp_path, shape, say
         run(place, tmp_path, learned=LearnedMasks(shape=shape))
 
 
+@pytest.mark.slow
+def test_merges_are_ordered_on_the_same_samples_whatever_the_batch(place, tmp_path, monkeypatch):
+    read, real = [], importance.collapse_order
+
+    def order(model, family, few, *others):
+        read.append([len(batch.input_ids_BT) for batch in few])
+        return real(model, family, few, *others)
+
+    monkeypatch.setattr(importance, "collapse_order", order)
+    found = [run(place, tmp_path / str(size), samples=32, collapse=1, batch_size=size)[1] for size in (1, 3, 16)]
+    assert read == [[1] * 8, [3, 3, 2], [8]]
+    assert all(torch.equal(one["layer.collapse"], found[0]["layer.collapse"]) for one in found)
+
+
 def test_more_merged_layers_than_there_are_is_an_error(place, tmp_path):
     with pytest.raises(
         InputError, match=r"importance\.collapse 4: a layer and 4 that follow it are more than the 4 layers"

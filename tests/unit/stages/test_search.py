@@ -13,9 +13,11 @@ from minitron_cli.evaluate.config import Cloze
 from minitron_cli.evaluate.generation_speed import GenerationRates, SpeedComparison
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
+from minitron_cli.price import subject
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult
+from minitron_cli.retraining import RetrainingConfig
 from minitron_cli.search import candidates
 from minitron_cli.search.config import Retrain, SearchConfig
 from minitron_cli.stages import importance, prune, report, search
@@ -94,6 +96,63 @@ def test_a_choice_by_scores_in_another_dtype_is_another_result(tmp_path, place, 
         return plan.value.path
 
     assert len({path(dtype) for dtype in ("auto", "float32", "bfloat16")}) == 3
+
+
+def test_shapes_that_are_scored_are_those_that_are_priced(tmp_path, place, parent, scores, monkeypatch):
+    limits = ({"kind": "parameters", "at_most": "95%"},)
+    wanted = SearchConfig(
+        space={"ffn": (8, 16, 24, 32, 40)}, constraints=limits, candidates=2, score_blocks=2, retrain=None
+    )
+    priced, real = [], search.work_of.work
+    monkeypatch.setattr(search.work_of, "work", lambda searching: priced.append(searching) or real(searching))
+    with pytest.raises(DryRunStop):
+        search.run(context(tmp_path / "run", dry_run=True), parent, scores, data(place), wanted)
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted)
+    scored = {row.shape["ffn"] for row in rows_of(found)}
+    assert {shape.sizes["ffn"] for shape in priced[0].shapes} == scored == {32, 40}
+
+
+@pytest.mark.parametrize(
+    ("objective", "signals", "retrain", "counts"),
+    [
+        ("loss", None, RETRAIN, True),
+        ("loss", "50 draws", RETRAIN, False),
+        ("kl", "50 draws", RETRAIN, True),
+        ("kl", None, None, True),
+        ("loss", None, None, False),
+    ],
+)
+def test_memory_counts_the_teacher_where_it_is_loaded(parent, objective, signals, retrain, counts):
+    one = subject.of_source(parent)
+    searching = search.Searching(
+        parent=one,
+        teacher=one,
+        targets={"": [parent.shape.resize(ffn=24)]},
+        config=config(parent, objective=objective, retrain=retrain),
+        length=16,
+        score_blocks=2,
+        retraining=RetrainingConfig.of(retrain, 0) if retrain else None,
+        signals=signals,
+    )
+    assert ("teacher" in search.work_of.work(searching).certain) == counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repair", ["bias", "merge"])
+def test_candidates_get_the_repair_that_the_child_will_have(tmp_path, place, parent, scores, repair):
+    """Each its own: tensors that were fitted for one are not those of the next."""
+    space = {"ffn": (16, 24)} if repair == "bias" else {"layer": (2, 3)}
+    wanted = SearchConfig(
+        space=space, budget=config(parent).budget.model_copy(update={"tolerance": 0.9}), score_blocks=2
+    )
+    wanted = wanted.model_copy(update={"retrain": None, "score_repair": "all"})
+    own = PruneConfig(repair=repair, repair_samples=4, budget=wanted.budget)
+    found = search.run(context(tmp_path / "run"), parent, scores, data(place), wanted, prune=own)
+    for row in rows_of(found):
+        assert row.repairs == (repair,)
+        alone = wanted.model_copy(update={"space": {axis: (row.shape[axis],) for axis in space}})
+        (same,) = rows_of(search.run(context(tmp_path / row.key), parent, scores, data(place), alone, prune=own))
+        assert same.zero_shot == row.zero_shot
 
 
 @pytest.mark.slow
