@@ -160,6 +160,17 @@ def test_shots_of_a_group_reach_its_members(run):
     assert results["pair"]["acc"].n == 12
 
 
+def test_a_group_without_a_metric_shows_its_members(model, tokenizer, task_dir, tmp_path):
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    (tmp_path / "tasks/plain.yaml").write_text(yaml.safe_dump({"group": "plain", "task": ["sums", "more_sums"]}))
+    found = run_tasks(model, tokenizer, [Task(name="plain")], locations=TaskLocations(tmp_path / "tasks"))
+    assert {name: metrics["acc"].part_of for name, metrics in found.results.items()} == {
+        "sums": None,
+        "more_sums": None,
+    }
+    assert set(found.without_members.items) == {"sums", "more_sums"}
+
+
 def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
     assert run("fixed:3")["fixed"]["acc"].shots == 0
     run("fixed:3")

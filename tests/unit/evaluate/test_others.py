@@ -48,6 +48,28 @@ def test_a_file_of_lm_eval_gives_values_errors_items_shots_groups_and_parameters
     assert found.source == "results_2026.json"
 
 
+def test_members_of_a_group_without_a_metric_are_shown(tmp_path: Path) -> None:
+    """Groups inside one another: `outer` has a metric, `inner` has none, and neither has `plain`."""
+    content: dict[str, Any] = {
+        "results": {
+            "outer": {"acc,none": 0.5, "acc_stderr,none": 0.1},
+            "inner": {" ": " "},
+            "plain": {"alias": "plain", "acc,none": "N/A"},
+            **{name: {"acc,none": 0.5} for name in ("a", "b", "c")},
+        },
+        "group_subtasks": {"outer": ["inner", "c"], "inner": ["a"], "plain": ["b"]},
+    }
+    found = read([other(f"x={written(tmp_path / 'r.json', content)}")])["x"]
+    assert {name: metrics["acc"].part_of for name, metrics in found.results.items()} == {
+        "outer": None,
+        "a": "outer",
+        "b": None,
+        "c": "outer",
+    }
+    (metrics, _) = evaluation_tables([Evaluated("x", "other", found)])
+    assert [row[0] for row in metrics.text()][-2:] == ["b.acc", "outer.acc"]
+
+
 def test_values_given_by_hand_replace_those_of_a_file(tmp_path: Path) -> None:
     file = written(tmp_path / "r.json", OF_LM_EVAL)
     values = {"pair.acc": 0.6, "arc.acc_norm": 0.4}
