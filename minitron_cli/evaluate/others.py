@@ -29,7 +29,7 @@ def _read(wanted: OtherModel) -> OtherEvaluation:
     found, parameters = _of_file(Path(wanted.file), wanted) if wanted.file else ({}, 0)
     results = {task: dict(metrics) for task, metrics in found.items()}
     for name, value in wanted.values.items():
-        task, _, metric = name.partition(".")
+        task, _, metric = name.rpartition(".")
         results.setdefault(task, {})[metric] = MetricResult(value=value)
     size = ModelSize(
         sizes={}, parameters=wanted.parameters or parameters, non_embedding=0, decoder_flops=0, head_flops=0

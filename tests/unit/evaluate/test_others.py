@@ -88,6 +88,11 @@ def test_values_given_by_hand_replace_those_of_a_file(tmp_path: Path) -> None:
     assert found["b"].model.parameters == 8_000_000_000
 
 
+def test_the_name_of_a_task_may_hold_dots() -> None:
+    found = read([other({"name": "a", "values": {"my.task.acc": 0.6}})])["a"]
+    assert found.results == {"my.task": {"acc": MetricResult(value=0.6)}}
+
+
 def test_a_file_of_minitron_gives_the_model_that_is_meant(tmp_path: Path) -> None:
     models = {"parent": evaluation(1.0), "child": evaluation(2.0), "twin": evaluation(3.0)}
     stored = {SCHEMA: EvaluationResult.schema_name} | EvaluationResult(models=models).model_dump(mode="json")
