@@ -171,6 +171,25 @@ def test_a_group_without_a_metric_shows_its_members(model, tokenizer, task_dir, 
     assert set(found.without_members.items) == {"sums", "more_sums"}
 
 
+def test_items_of_one_document_are_counted_together_in_a_group_too(tokenizer, task_dir, tmp_path):
+    """Ten items of each document are the same, so the error is that of the documents' means."""
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    items = [ITEMS[i // 10] | {"gold": i // 10 % 2, "article": i // 10} for i in range(40)]
+    (tmp_path / "tasks/items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    locations = TaskLocations(tmp_path / "tasks")
+
+    def measured(**document):
+        return run_tasks(model, tokenizer, [Task(name="pair", **document)], locations=locations)
+
+    found, alone = (measured(**document).results["pair"]["acc"] for document in ({"document": "article"}, {}))
+    means = measured().items["sums"]["acc"].values[::10] * 2
+    assert found.value == alone.value == np.mean(means)
+    assert (found.clusters, alone.clusters) == (8, None)
+    assert found.stderr == pytest.approx(np.std(means, ddof=1) / np.sqrt(8))
+    assert found.stderr > 2 * alone.stderr > 0
+
+
 def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
     assert run("fixed:3")["fixed"]["acc"].shots == 0
     run("fixed:3")
