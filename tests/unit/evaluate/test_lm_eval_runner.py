@@ -20,7 +20,8 @@ from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.estimates import of_metric
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.measurements import Measurements
-from minitron_cli.evaluate.tasks import TaskLocations, fingerprint, load_tasks
+from minitron_cli.evaluate.task_files import fingerprint
+from minitron_cli.evaluate.tasks import TaskLocations, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS
 
