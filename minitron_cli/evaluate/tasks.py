@@ -24,7 +24,7 @@ from minitron_cli.errors import DataError, EnvironmentFault, InputError, Minitro
 from minitron_cli.evaluate import task_code
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
-from minitron_cli.evaluate.local_data import leaves_of, with_absolute_paths, with_local_data
+from minitron_cli.evaluate.local_data import described, with_absolute_paths, with_local_data
 from minitron_cli.evaluate.task_files import fingerprint
 
 SUITE_TASKS = Path(__file__).parent / "suite"
@@ -249,7 +249,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _forecast(index: Mapping[str, Entry], task: Task) -> Forecast:
-    leaves = [index[name].cfg or {} for name in leaves_of(index, task.name)]
+    leaves = [leaf.cfg for leaf in described(index, task.name)]
+    if not leaves:
+        raise InputError(f"task {task.name!r} is a group without a task that is known; check its YAML")
     cfg = leaves[0]
     own = cfg.get("num_fewshot")
     shots = own if own == 0 or task.num_fewshot is None else task.num_fewshot

@@ -21,7 +21,7 @@ from minitron_cli.evaluate.estimates import of_metric
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.task_files import fingerprint
-from minitron_cli.evaluate.tasks import TaskLocations, load_tasks
+from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS
 
@@ -189,6 +189,48 @@ def test_items_of_one_document_are_counted_together_in_a_group_too(tokenizer, ta
     assert (found.clusters, alone.clusters) == (8, None)
     assert found.stderr == pytest.approx(np.std(means, ddof=1) / np.sqrt(8))
     assert found.stderr > 2 * alone.stderr > 0
+
+
+CHANGED = [{"task": "sums", "num_fewshot": 2}, {"group": "inner", "task": ["more_sums"]}]
+
+
+def test_members_of_a_group_may_be_given_with_changes(model, tokenizer, task_dir, tmp_path, monkeypatch):
+    """Their data are found beside their YAML as those of named members are."""
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    (tmp_path / "tasks/changed.yaml").write_text(yaml.safe_dump({"group": "changed", "task": CHANGED}))
+    locations = TaskLocations(tmp_path / "tasks")
+    (row,) = forecast([Task(name="changed")], locations)
+    assert (row.shots, row.metrics, row.data) == (2, "acc, acc_norm", f"{tmp_path / 'tasks'} (2 parts)")
+    monkeypatch.chdir(tmp_path)
+    found = run_tasks(model, tokenizer, [Task(name="changed")], locations=locations).results
+    assert {name: metrics["acc"].shots for name, metrics in found.items()} == {"sums": 2, "more_sums": 0}
+
+
+def test_of_members_given_with_changes_those_without_local_data_are_left_out(task_dir, tmp_path, remarks):
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    (tmp_path / "tasks/changed.yaml").write_text(yaml.safe_dump({"group": "changed", "task": CHANGED}))
+    (tmp_path / "data/changed/sums").mkdir(parents=True)
+    shutil.copy(task_dir / "items.jsonl", tmp_path / "data/changed/sums/validation.jsonl")
+    locations = TaskLocations(tmp_path / "tasks", tmp_path / "data")
+    assert set(load_tasks([Task(name="changed")], locations).task_dict["tasks"]) == {"sums"}
+    assert remarks == [f"{tmp_path / 'data/changed'} has data of 1 of the 2 parts of changed; only those"]
+
+
+def test_a_group_that_defines_its_tasks_itself_is_described(task_dir, tmp_path):
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    inline = {
+        "group": "inline",
+        "task": [CHOICE | {"task": "mine", "dataset_path": "you/mine", "dataset_kwargs": None}],
+    }
+    (tmp_path / "tasks/inline.yaml").write_text(yaml.safe_dump(inline))
+    (tmp_path / "tasks/nothing.yaml").write_text(yaml.safe_dump({"group": "nothing", "task": ["unknown"]}))
+    (row,) = forecast([Task(name="inline")], TaskLocations(tmp_path / "tasks"))
+    assert (row.metrics, row.data) == ("acc, acc_norm", "the hub: you/mine")
+    with pytest.raises(InputError, match="'nothing' is a group without a task that is known; check its YAML"):
+        forecast([Task(name="nothing")], TaskLocations(tmp_path / "tasks"))
+    (tmp_path / "data/inline").mkdir(parents=True)
+    with pytest.raises(DataError, match="defines its tasks itself, which read no local data; give each a YAML"):
+        forecast([Task(name="inline")], TaskLocations(tmp_path / "tasks", tmp_path / "data"))
 
 
 def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):
