@@ -124,6 +124,16 @@ def test_names_files_and_values_are_checked(tmp_path: Path) -> None:
         other({"name": "a", "values": {"acc": 1}})
 
 
+def test_a_value_on_text_that_no_evaluation_measures_is_refused(tmp_path: Path) -> None:
+    """Every table would fail on it."""
+    file = written(tmp_path / "r.json", {"results": {"perplexity": {"acc,none": 0.5}}})
+    for given, metric in (({"values": {"perplexity.ppl": 8.1}}, "ppl"), ({"file": file}, "acc")):
+        with pytest.raises(RecipeError, match=f"'a': perplexity.{metric} is not measured on text; give one of loss, "):
+            read([other({"name": "a", **given})])
+    found = read([other({"name": "a", "values": {"perplexity.perplexity": 8.1}})])
+    assert evaluation_tables([Evaluated("a", "other", found["a"])])
+
+
 def test_others_are_not_part_of_the_identity_of_what_is_measured() -> None:
     others = ({"name": "a", "values": {"b.acc": 1}},)
     assert EvaluateConfig(others=others).model_dump() == EvaluateConfig().model_dump()
