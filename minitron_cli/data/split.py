@@ -15,8 +15,8 @@ from minitron_cli.data.rows import Content, Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source
 from minitron_cli.errors import DataError
 
-CONVERSATIONS = "compared without unread columns, letter case and white space"
-"""Rule for conversations and completions, which were compared with them before; plain text is compared as it was."""
+CONVERSATIONS = "without nulls of tables; compared without unread columns, letter case and white space"
+"""Rule for conversations and completions, which were read and compared with them before; plain text is as it was."""
 
 SplitName = Literal["train", "validation"]
 
@@ -49,7 +49,7 @@ class Split:
         """JSON value that changes whenever the split's documents may change."""
         excluded = [source.open().identity for source in self.excluded]
         held_out = None if self.held_out is None else [self.name, self.held_out]
-        rules = [CONVERSATIONS] if self.has_loss_mask and (held_out or excluded) else []
+        rules = [CONVERSATIONS] if self.has_loss_mask else []
         return [[corpus.identity for corpus in self.corpora], self.weights, held_out, excluded, *rules]
 
     @property
