@@ -105,6 +105,11 @@ class Blocks:
             mask_T[: len(self.before) + 1] = False
         return torch.from_numpy(mask_T)
 
+    def text_mask(self, i: int) -> Tensor | None:
+        """Whether each token of the text of block i is scored, whatever is put before it, bool [T]; None if all are."""
+        mask = self.file.loss_mask
+        return None if mask is None else torch.from_numpy(np.array(mask[self._span(i)]))
+
     @property
     def has_loss_mask(self) -> bool:
         """Whether a block may have a loss mask."""
