@@ -41,6 +41,7 @@ def of_tokenizer(directory: Path) -> str:
         "tokenizer.model",
         "vocab.json",
         "merges.txt",
+        "added_tokens.json",
     )
     return canonical_json.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
 

@@ -1,6 +1,7 @@
 """`minitron eval`: evaluate models against their parent, and check gates."""
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -268,11 +269,26 @@ def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def labels(models: Sequence[str]) -> list[str]:
-    """Name of each model in tables: that of its directory, with its number where another has the same."""
+    """Name of each model in tables: that of its directory, with a number where another has the same.
+
+    What the models of a chain are compared with is called parent and original.
+    """
     from minitron_cli.artifacts.workspace import slug
+    from minitron_cli.results.evaluation import ORIGINAL, PARENT
 
     names = [slug(model) for model in models]
-    return [name if names.count(name) == 1 and name != "parent" else f"{name}-{i + 1}" for i, name in enumerate(names)]
+    taken = {PARENT, ORIGINAL, *names}
+    return [
+        name if names.count(name) == 1 and name not in (PARENT, ORIGINAL) else _numbered(name, i + 1, taken)
+        for i, name in enumerate(names)
+    ]
+
+
+def _numbered(name: str, first: int, taken: set[str]) -> str:
+    """The name with the first free number, which is then taken."""
+    label = next(label for i in count(first) if (label := f"{name}-{i}") not in taken)
+    taken.add(label)
+    return label
 
 
 def _made(workspace: "Workspace") -> list[tuple[str, Path]]:

@@ -12,7 +12,7 @@ from minitron_cli import stopping
 from minitron_cli.canonical_json import digest
 from minitron_cli.data.files import hashed, total_bytes
 from minitron_cli.data.rows import Columns, Row, first_line, row_of
-from minitron_cli.data.tables import BATCH_ROWS, table_rows
+from minitron_cli.data.tables import BATCH_ROWS, table_rows, without_nulls
 from minitron_cli.errors import DataError, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def streamed_rows(dataset: "datasets.IterableDataset", columns: Columns, where: 
         if record is None:
             return
         row = row_of(record, columns, f"{where}: row {number}", 0)
-        yield row._replace(size_bytes=sum(len(str(value)) for value in row.values))
+        values = tuple(map(without_nulls, row.values))  # the library reads rows as tables
+        yield row._replace(values=values, size_bytes=sum(len(str(value)) for value in values))
         number += 1
 
 

@@ -105,6 +105,16 @@ class Blocks:
             mask_T[: len(self.before) + 1] = False
         return torch.from_numpy(mask_T)
 
+    def text_mask(self, i: int) -> Tensor | None:
+        """Whether each token of the text of block i is scored, whatever is put before it, bool [T]; None if all are."""
+        mask = self.file.loss_mask
+        return None if mask is None else torch.from_numpy(np.array(mask[self._span(i)]))
+
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether a block may have a loss mask."""
+        return self.file.loss_mask is not None or bool(self.before)
+
     def text_tokens(self) -> Tensor:
         """Token ids of all complete blocks in a row, without what is put before a block, int64 [blocks * T]."""
         return torch.from_numpy(self.file.tokens[: self._total * self.sequence_length].astype(np.int64))

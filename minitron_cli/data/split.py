@@ -1,18 +1,22 @@
 """Documents to train on and documents to hold out, disjoint. Knows no token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from io import BytesIO
 from math import nextafter
-from typing import Literal
+from typing import Any, Literal
 
 from minitron_cli import canonical_json, progress
 from minitron_cli.data import files
+from minitron_cli.data.conversation import Conversation
 from minitron_cli.data.rows import Content, Document, Ids
 from minitron_cli.data.sources import Corpus, DataConfig, Source
 from minitron_cli.errors import DataError
+
+CONVERSATIONS = "without nulls of tables; compared without unread columns, letter case and white space"
+"""Rule for conversations and completions, which were read and compared with them before; plain text is as it was."""
 
 SplitName = Literal["train", "validation"]
 
@@ -45,7 +49,8 @@ class Split:
         """JSON value that changes whenever the split's documents may change."""
         excluded = [source.open().identity for source in self.excluded]
         held_out = None if self.held_out is None else [self.name, self.held_out]
-        return [[corpus.identity for corpus in self.corpora], self.weights, held_out, excluded]
+        rules = [CONVERSATIONS] if self.has_loss_mask else []
+        return [[corpus.identity for corpus in self.corpora], self.weights, held_out, excluded, *rules]
 
     @property
     def weights(self) -> list[float | None]:
@@ -152,19 +157,34 @@ def _hashes(document: Document) -> list[int]:
 
 
 def _hash(content: Content, where: str) -> int:
-    """64-bit hash of a document's content. Letter case and white space of a text make no difference.
+    """64-bit hash of a document's content. Letter case and white space of its texts make no difference.
 
-    DataError if the content is not JSON.
+    Nor do the columns of a conversation that are not read. DataError if the content is not JSON.
     """
     if isinstance(content, str):
-        data = " ".join(content.casefold().split()).encode()
+        data = _words(content).encode()
     else:
         data = content.ids.astype("<i8").tobytes() if isinstance(content, Ids) else _json(content, where)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def _json(content: Content, where: str) -> bytes:
     try:
-        return canonical_json.compact(content)
+        return canonical_json.compact(
+            _alike(content._replace(others=()) if isinstance(content, Conversation) else content)
+        )
     except (ValueError, TypeError, RecursionError) as e:
         raise DataError(f"{where}: holds a value that is not JSON ({e}); repair or drop the row") from None
+
+
+def _alike(value: Any) -> Any:
+    """A JSON value with its texts, but not the names of its fields, as they are compared."""
+    if isinstance(value, str):
+        return _words(value)
+    if isinstance(value, Mapping):
+        return {name: _alike(field) for name, field in value.items()}
+    return [_alike(item) for item in value] if isinstance(value, list | tuple) else value

@@ -89,19 +89,19 @@ def _values(batch: "pa.RecordBatch | pa.Table", name: str) -> list[Any]:
     array = batch.column(name)
     kind = array.type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    of = kind.value_type if is_list else kind
+    if not (types.is_integer(of) or types.is_floating(of) or types.is_boolean(of) or types.is_null(of)):
+        return [without_nulls(value) for value in array.to_pylist()]
     if not is_list:
         return array.to_pylist()
-    of = kind.value_type
-    if not (types.is_integer(of) or types.is_floating(of) or types.is_boolean(of) or types.is_null(of)):
-        return [_without_nulls(value) for value in array.to_pylist()]
     return [scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in array]
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """The value without the fields that are null: a table gives every object the fields of all others."""
     if isinstance(value, dict):
-        return {name: _without_nulls(field) for name, field in value.items() if field is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {name: without_nulls(field) for name, field in value.items() if field is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -118,6 +118,14 @@ class BesideParent:
         return Predictions(self._head, seen.hidden_ND)
 
 
+def inputs(has_loss_mask: bool) -> dict[str, str]:
+    """What a stage that measures children on blocks names among its inputs; nothing where every token counts.
+
+    Predictions were chosen among all tokens before; now among those that count.
+    """
+    return {"held_out": "of counted tokens"} if has_loss_mask else {}
+
+
 def read_of(length: int) -> int:
     """Tokens that are read of a block of this length in which all count."""
     return min(length, READ)
@@ -131,11 +139,12 @@ def _beginning(batch: BlockBatch) -> BlockBatch:
 
 
 def _counted(batch: BlockBatch) -> Tensor:
-    """Evenly spaced predictions of a batch of blocks."""
-    is_counted_BT = is_predicted(batch.positions_BT, batch.loss_mask_BT)
-    chosen_T = torch.zeros(is_counted_BT.shape[1], dtype=torch.bool)
-    chosen_T[evenly_spaced(len(chosen_T), POSITIONS)] = True
-    return is_counted_BT & chosen_T
+    """Predictions of evenly spaced tokens among those that each block's loss mask has, bool [B, T - 1]."""
+    chosen_BT = torch.zeros_like(batch.loss_mask_BT[:, 1:])
+    for chosen_T, mask_T in zip(chosen_BT, batch.loss_mask_BT[:, 1:], strict=True):
+        (scored_N,) = mask_T.nonzero(as_tuple=True)
+        chosen_T[scored_N[evenly_spaced(len(scored_N), POSITIONS)]] = True
+    return chosen_BT & is_predicted(batch.positions_BT, batch.loss_mask_BT)
 
 
 def _hidden(model: Any, batch: BlockBatch, is_counted_BT: Tensor) -> Tensor:

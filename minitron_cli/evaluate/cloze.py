@@ -32,9 +32,8 @@ def task_of_blocks(scratch: Path, tokenizer: Any, blocks: Blocks, config: Cloze)
 
 def _documents(tokenizer: Any, blocks: Blocks) -> list[str]:
     """Text of the blocks, split into documents."""
-    tokens = blocks.text_tokens()
-    ends = (tokens == tokenizer.eos_token_id).nonzero()[:, 0] + 1
-    texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in tokens.tensor_split(ends.tolist()))
+    pieces = blocks.text_tokens().tensor_split(blocks.file.starts.tolist())
+    texts = (tokenizer.decode(piece.tolist(), skip_special_tokens=True) for piece in pieces)
     return [text for text in texts if text.strip()]
 
 

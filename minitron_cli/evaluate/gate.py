@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minitron_cli import progress, strict_json
 from minitron_cli.errors import ArtifactError, GateMissed, RecipeError
@@ -23,6 +23,7 @@ from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult, 
 Models = Mapping[str, ModelEvaluation]
 """Label -> evaluated model."""
 Rule = Absolute | AgainstParent | AgainstBaseline
+Value = TypeVar("Value")
 
 QUANTITIES = {"": "{}", "difference": "{} - {}", "ratio": "{} / {}"}
 
@@ -88,7 +89,7 @@ class Outcome:
 def check(gates: Gates) -> None:
     """Raise RecipeError for a gate that will not have a value, whatever is measured: reads the files of baselines."""
     for rule in gates.all():
-        task, _, metric = rule.metric.partition(".")
+        task, _, metric = rule.metric.rpartition(".")
         if task == PERPLEXITY and metric not in TEXT_FIGURES:
             raise RecipeError(f"gate {rule.metric!r}: no such value is measured; {_hint(metric, TEXT_FIGURES)}")
         if isinstance(rule, AgainstBaseline):
@@ -151,9 +152,8 @@ def _estimate(rule: Rule, quantity: str, models: Models, label: str) -> Estimate
         raise RecipeError(
             f"gate on {rule.metric}: the {reference} cannot be compared with itself; name a model made from it"
         )
-    task, _, metric = rule.metric.partition(".")
     known = models[label].against_original if reference == ORIGINAL else models[label].against_parent
-    paired = known.get(task, {}).get(metric)
+    paired = _by_name(known).get(rule.metric)
     if paired is None:  # the metric is no mean over items
         return unpaired(own, _measured(rule.metric, models[reference]))
     return of_difference(paired) if quantity == "difference" else of_ratio(paired)
@@ -205,10 +205,15 @@ def read_models(file: Path) -> Models:
 
 
 def _measured(name: str, model: ModelEvaluation) -> MetricResult:
-    values = {f"{task}.{metric}": m for task, metrics in model.results.items() for metric, m in metrics.items()}
+    values = _by_name(model.results)
     if name in values:
         return values[name]
     raise RecipeError(f"gate {name!r}: no such value was measured; {_hint(name, values)}")
+
+
+def _by_name(values: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """Values of tasks and metrics by `task.metric`, which is not divided again: a task's name may hold dots."""
+    return {f"{task}.{metric}": value for task, metrics in values.items() for metric, value in metrics.items()}
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ class SpeedComparison:
 def compare(model: Any, parent: Any, config: Speed) -> SpeedComparison:
     """Time both models on the same prompts, in alternation; the order is reversed every round."""
     _check_lengths([model, parent], config)
-    prompt_BT = _prompt(parent, config)
+    prompt_BT = _prompt(min(parent, model, key=lambda one: one.config.vocab_size), config)  # tokens that both have
     subjects = {"parent": parent, "model": model}
     for subject in subjects.values():
         _generate(subject, prompt_BT, config)  # warm-up: kernels are selected and memory is allocated

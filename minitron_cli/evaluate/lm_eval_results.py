@@ -15,20 +15,41 @@ TaskResults = dict[str, dict[str, MetricResult]]
 def results(raw: Mapping[str, Any]) -> TaskResults:
     """Metrics of every task and group under `results`; what is no number is left out."""
     found: TaskResults = {}
-    groups = {member: group for group, inner in raw.get("group_subtasks", {}).items() for member in inner}
     for task, entries in raw["results"].items():
+        group = _group(raw, task)
         for key, value in entries.items():
-            metric, comma, filter_name = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not is_number(value):
+            if not _is_metric(key, value):
                 continue
+            metric, _, filter_name = key.partition(",")
             found.setdefault(task, {})[metric_name(metric, filter_name)] = MetricResult(
                 value=finite(value),
                 stderr=finite(entries.get(f"{metric}_stderr,{filter_name}")),
                 n=_items(raw, task),
                 shots=_shots(raw, task),
-                part_of=groups.get(task),
+                part_of=group,
             )
     return found
+
+
+def _group(raw: Mapping[str, Any], task: str) -> str | None:
+    """The nearest group above a task that has a metric, and stands for it in tables; None if no group has."""
+    above, seen = {task}, {task}
+    while above:
+        groups = [name for name, inner in raw.get("group_subtasks", {}).items() if above & set(inner)]
+        if measured := [name for name in groups if _has_metric(raw["results"].get(name, {}))]:
+            return measured[-1]
+        above = set(groups) - seen
+        seen |= above
+    return None
+
+
+def _has_metric(entries: Mapping[str, Any]) -> bool:
+    return any(_is_metric(key, value) for key, value in entries.items())
+
+
+def _is_metric(key: str, value: object) -> bool:
+    metric, comma, _ = key.partition(",")
+    return bool(comma) and not metric.endswith("_stderr") and is_number(value)
 
 
 def members(raw: Mapping[str, Any], task: str) -> list[str]:

@@ -76,7 +76,9 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     for task, metrics in items.items():
         for metric, found in metrics.items():
             update = errors(found)
-            if task not in chosen.documents:  # lm-eval takes all items for independent
+            if not any(
+                member in chosen.documents for member in members(raw, task)
+            ):  # lm-eval takes all for independent
                 update = {"scale": update["scale"]}
             results[task][metric] = results[task][metric].model_copy(update=update)
     for task, shares in _guesses(raw, chosen).items():

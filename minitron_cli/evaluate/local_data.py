@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lm_eval.tasks
 from lm_eval.tasks._index import Entry, Kind
@@ -49,6 +49,11 @@ def with_local_data(
     index = _copied(manager)
     leaves = leaves_of(index, task.name)
     found = {name: files for name in leaves if (files := _local_files(data / task.name, index[name]))}
+    if not leaves:
+        raise DataError(
+            f"{data / task.name}: task {task.name!r} defines its tasks itself, which read no local data; give "
+            "each a YAML"
+        )
     if not found:
         raise DataError(f"{data / task.name} has no data of task {task.name!r}: {_expected(index[leaves[0]])}")
     if len(found) < len(leaves):
@@ -71,15 +76,49 @@ def _with_index(manager: lm_eval.tasks.TaskManager, index: Index) -> lm_eval.tas
     return local
 
 
+class Leaf(NamedTuple):
+    """A task that is no group."""
+
+    name: str | None
+    """Name in the index; None if it is defined in a group."""
+    cfg: Mapping[str, Any]
+    """Its settings, with the changes that its groups make."""
+
+
 def leaves_of(index: Mapping[str, Entry], name: str) -> list[str]:
-    """Names of the tasks in a task, group or tag."""
-    entry = index[name]
+    """Names of the tasks in a task, group or tag; those that a group defines itself have none."""
+    return list(dict.fromkeys(leaf.name for leaf in described(index, name) if leaf.name is not None))
+
+
+def described(index: Mapping[str, Entry], name: str) -> list[Leaf]:
+    """The tasks in a task, group or tag, as far as they are known."""
+    entry = index.get(name)
+    if entry is None:
+        return []
     if entry.kind is Kind.TAG:
-        return sorted(entry.tags)
+        return [leaf for member in sorted(entry.tags) for leaf in described(index, member)]
     if entry.kind is Kind.GROUP:
-        children = (entry.cfg or {}).get("task") or []
-        return [leaf for child in children if isinstance(child, str) for leaf in leaves_of(index, child)]
-    return [name]
+        return _of_children(index, (entry.cfg or {}).get("task"))
+    return [Leaf(name, entry.cfg or {})]
+
+
+def _of_children(index: Mapping[str, Entry], children: Any) -> list[Leaf]:
+    return [leaf for child in children or () for leaf in _of_child(index, child)] if isinstance(children, list) else []
+
+
+def _of_child(index: Mapping[str, Entry], child: Any) -> list[Leaf]:
+    """The tasks in a group's member: a name, a name with changes, or a task or group that is defined there."""
+    if isinstance(child, str):
+        return described(index, child)
+    if not isinstance(child, dict):
+        return []
+    name = child.get("group", child.get("task"))
+    changes = {key: value for key, value in child.items() if key not in ("group", "task")}
+    if isinstance(name, str) and name in index:
+        known = described(index, name)
+    else:
+        known = _of_children(index, child.get("task")) if "group" in child else [Leaf(None, {})]
+    return [Leaf(leaf.name, {**leaf.cfg, **changes}) for leaf in known]
 
 
 def _local_files(directory: Path, entry: Entry) -> dict[str, list[str]]:
@@ -119,8 +158,8 @@ def _drop_(index: Index, absent: set[str]) -> None:
         entry.tags -= absent
     for entry in index.values():
         if entry.kind is Kind.GROUP and entry.cfg:
-            children = [c for c in entry.cfg.get("task") or [] if not isinstance(c, str) or leaves_of(index, c)]
-            entry.cfg, entry.yaml_path = {**entry.cfg, "task": [c for c in children if c not in absent]}, None
+            children = [c for c in entry.cfg.get("task") or [] if {leaf.name for leaf in _of_child(index, c)} - absent]
+            entry.cfg, entry.yaml_path = {**entry.cfg, "task": children}, None
 
 
 def _make_paths_absolute_(entry: Entry, path: Path, imports: bool) -> None:

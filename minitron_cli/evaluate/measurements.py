@@ -27,7 +27,7 @@ class Measurements(Spec):
 
     @property
     def without_members(self) -> "Measurements":
-        """The same without the members of groups of tasks, which no table shows."""
+        """The same without the members of groups of tasks that have metrics, which no table shows."""
         kept = {t: some for t, some in self.results.items() if all(one.part_of is None for one in some.values())}
         items = {task: some for task, some in self.items.items() if task in kept}
         return Measurements(results=kept, items=items, sources=self.sources)

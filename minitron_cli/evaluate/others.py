@@ -7,6 +7,8 @@ from typing import Any
 from minitron_cli import strict_json
 from minitron_cli.errors import RecipeError
 from minitron_cli.evaluate import gate, lm_eval_results
+from minitron_cli.evaluate.config import PERPLEXITY
+from minitron_cli.evaluate.metrics import TEXT_FIGURES
 from minitron_cli.evaluate.other_model import OtherModel
 from minitron_cli.results.base import SCHEMA, ModelSize
 from minitron_cli.results.evaluation import MetricResult, OtherEvaluation
@@ -15,8 +17,9 @@ Results = Mapping[str, Mapping[str, MetricResult]]
 
 
 def read(wanted: Sequence[OtherModel], taken: Sequence[str] = ()) -> dict[str, OtherEvaluation]:
-    """Name -> what is known of each model. RecipeError for a file without results, or a name that is taken.
+    """Name -> what is known of each model.
 
+    RecipeError for a file without results, a name that is taken, or a value on text that no evaluation measures.
     `taken`: labels of the models that are measured.
     """
     names = [*taken, *(one.name for one in wanted)]
@@ -29,8 +32,13 @@ def _read(wanted: OtherModel) -> OtherEvaluation:
     found, parameters = _of_file(Path(wanted.file), wanted) if wanted.file else ({}, 0)
     results = {task: dict(metrics) for task, metrics in found.items()}
     for name, value in wanted.values.items():
-        task, _, metric = name.partition(".")
+        task, _, metric = name.rpartition(".")
         results.setdefault(task, {})[metric] = MetricResult(value=value)
+    if unknown := [metric for metric in results.get(PERPLEXITY, {}) if metric not in TEXT_FIGURES]:
+        raise RecipeError(
+            f"other model {wanted.name!r}: {PERPLEXITY}.{unknown[0]} is not measured on text; "
+            f"give one of {', '.join(TEXT_FIGURES)}, or leave it out"
+        )
     size = ModelSize(
         sizes={}, parameters=wanted.parameters or parameters, non_embedding=0, decoder_flops=0, head_flops=0
     )

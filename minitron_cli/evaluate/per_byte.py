@@ -2,6 +2,7 @@
 
 All models read the same pieces of text, each with its own tokenizer, after its bos token or else its eos token, as
 lm-eval's rolling likelihood does. A piece that is longer than a block goes on in the next one, after its last token.
+Where a loss mask lets only some characters count, such as a chat's answers, all models read the others as context.
 """
 
 # B block, T token, P piece
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minitron_cli.data.batches import evenly_spaced
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.evaluate.perplexity import TokenBlocks, perplexity
 from minitron_cli.evaluate.statistics import NATS_PER_BIT, Items, errors
 from minitron_cli.results.evaluation import BITS_PER_BYTE, BYTE_PERPLEXITY, MetricResult
@@ -30,12 +31,22 @@ class TextBlocks(TokenBlocks, Protocol):
 
     def text(self, i: int, /) -> Tensor: ...
 
+    def text_mask(self, i: int, /) -> Tensor | None: ...
+
 
 class Piece(NamedTuple):
     """The part of a document that is in one block."""
 
     document: int
     text: str
+    scored: tuple[tuple[int, int], ...] | None = None
+    """Half-open ranges of its characters that count; None: all."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that count."""
+        ranges = ((0, len(self.text)),) if self.scored is None else self.scored
+        return sum(len(self.text[start:stop].encode()) for start, stop in ranges)
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,14 @@ class BytesResult:
 
 
 def pieces_of(blocks: TextBlocks, tokenizer: "PreTrainedTokenizerBase", max_blocks: int | None) -> list[Piece]:
-    """Text of `max_blocks` evenly spaced blocks (None: all), without special tokens, block by block."""
-    return [piece for i in evenly_spaced(len(blocks), max_blocks) for piece in _pieces(blocks, i, tokenizer)]
+    """Text of `max_blocks` evenly spaced blocks (None: all), without special tokens, block by block.
+
+    DataError if none of it counts.
+    """
+    pieces = [piece for i in evenly_spaced(len(blocks), max_blocks) for piece in _pieces(blocks, i, tokenizer)]
+    if not pieces:
+        raise DataError("loss per byte: nothing but special tokens counts in the held-out text: give longer answers")
+    return pieces
 
 
 def loss_per_byte(
@@ -67,17 +84,56 @@ def loss_per_byte(
     assert found.groups is not None
     assert found.weights is not None
     nats_P = np.bincount(found.groups, np.multiply(found.values, found.weights), len(pieces))
-    sizes = [len(piece.text.encode()) for piece in pieces]
+    sizes = [piece.size_bytes for piece in pieces]
     bits = (nats_P / NATS_PER_BIT / sizes).tolist()
     return BytesResult(Items(bits, sizes, [piece.document for piece in pieces], "block"))
 
 
 def _pieces(blocks: TextBlocks, i: int, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Piece]:
-    pairs = zip(blocks.documents(i).tolist(), blocks.text(i).tolist(), strict=True)
-    for document, some in groupby(pairs, key=lambda pair: pair[0]):
-        text = tokenizer.decode([token for _, token in some], skip_special_tokens=True)
-        if text.strip():
-            yield Piece(document, text)
+    mask_T = blocks.text_mask(i)
+    counts = [True] * len(blocks.text(i)) if mask_T is None else mask_T.tolist()
+    rows = zip(blocks.documents(i).tolist(), blocks.text(i).tolist(), counts, strict=True)
+    for document, some in groupby(rows, key=lambda row: row[0]):
+        _, tokens, scored = zip(*some, strict=True)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        piece = Piece(document, text, None if all(scored) else tuple(_ranges(tokens, scored, text, tokenizer)))
+        if text.strip() and piece.size_bytes:
+            yield piece
+
+
+def _ranges(
+    tokens: Sequence[int], scored: Sequence[bool], text: str, tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[int, int]]:
+    """Ranges of the characters of runs of scored tokens."""
+    start = stop = 0
+    for is_scored, run in groupby(scored):
+        stop += len(list(run))
+        end = _agreement(text, tokenizer.decode(tokens[:stop], skip_special_tokens=True))
+        if is_scored and start < end:
+            yield start, end
+        start = max(start, end)
+
+
+def _agreement(text: str, other: str) -> int:
+    """Number of characters that both begin with: a cut character is written otherwise."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (one, its) in pairs if one != its), min(len(text), len(other)))
+
+
+def _tokens(piece: Piece, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, bool]]:
+    """A model's own tokens of a piece, and whether each counts: if any of its characters does."""
+    if piece.scored is None:
+        return [(token, True) for token in tokenizer(piece.text, add_special_tokens=False)["input_ids"]]
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            "loss per byte of chats and completions needs a tokenizer that tells the characters of its tokens: "
+            "give the model a tokenizer.json, or evaluate it on plain text"
+        )
+    found = tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        (token, any(first < stop and max(end, first + 1) > start for start, stop in piece.scored))
+        for token, (first, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,16 +143,17 @@ class _OwnTokens:
     tokens_BT: Tensor
     positions_BT: Tensor
     pieces_BT: Tensor
+    scored_BT: Tensor
+    """1 for each token that counts, else 0."""
 
     @classmethod
     def of(cls, pieces: Sequence[Piece], tokenizer: "PreTrainedTokenizerBase", length: int) -> "_OwnTokens":
         before = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         if before is None:
             raise CheckpointError("the tokenizer has neither a bos nor an eos token to begin text with: name one")
-        ids = [tokenizer(piece.text, add_special_tokens=False)["input_ids"] for piece in pieces]
-        rows = list(_rows(ids, before, length))
-        rows += [(before, 0, 0)] * (-len(rows) % length)
-        columns = torch.tensor(rows).view(-1, length, 3)
+        rows = list(_rows([_tokens(piece, tokenizer) for piece in pieces], before, length))
+        rows += [(before, 0, 0, False)] * (-len(rows) % length)
+        columns = torch.tensor(rows).view(-1, length, 4)
         return cls(*columns.unbind(-1))
 
     def __len__(self) -> int:
@@ -111,21 +168,23 @@ class _OwnTokens:
     def documents(self, i: int, /) -> Tensor:
         return self.pieces_BT[i]
 
-    def loss_mask(self, i: int, /) -> None:
-        return None
+    def loss_mask(self, i: int, /) -> Tensor:
+        return self.scored_BT[i].bool()
 
 
-def _rows(ids: Sequence[Sequence[int]], before: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """Token, position and piece; every token of a piece follows another one in its block.
+def _rows(
+    pieces: Sequence[Sequence[tuple[int, bool]]], before: int, length: int
+) -> Iterator[tuple[int, int, int, bool]]:
+    """Token, position, piece, and whether it counts; every token of a piece follows another one in its block.
 
     At position 0 are tokens that are not predicted: the one before a part of a piece, and the one that fills a block
     with no room for more.
     """
     used = 0
-    for piece, tokens in enumerate(ids):
-        last, start = before, 0
+    for piece, tokens in enumerate(pieces):
+        last, start = (before, False), 0
         while start < len(tokens):
             room = length - used % length
             part = [last, *tokens[start : start + room - 1]]
-            yield from ((token, position, piece) for position, token in enumerate(part))
+            yield from ((token, position, piece, counts) for position, (token, counts) in enumerate(part))
             used, start, last = used + len(part), start + len(part) - 1, part[-1]

@@ -24,7 +24,7 @@ class TaskMetric:
 
     def fingerprint(self) -> str | None:
         """Fingerprint of the directory, if any. InputError for an unknown task, or one that names code."""
-        from minitron_cli.evaluate import task_code, tasks
+        from minitron_cli.evaluate import task_code, task_files, tasks
 
         try:
             tasks.load_tasks([self.task], tasks.TaskLocations(self.path))
@@ -33,7 +33,7 @@ class TaskMetric:
             raise InputError(
                 f"{e.found}: only `minitron eval` can be allowed to run it; give {section} a task without code"
             ) from None
-        return tasks.fingerprint(self.path) if self.path else None
+        return task_files.fingerprint(self.path) if self.path else None
 
     def __call__(self, model: "PreTrainedModel", tokenizer: Any, batch_size: int = 8) -> float:
         """Value of the metric for a model. InputError if the task does not give it."""

@@ -18,13 +18,14 @@ import lm_eval.tasks
 from lm_eval.tasks._index import Entry
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from minitron_cli import canonical_json, io, progress
+from minitron_cli import progress
 from minitron_cli.environment_errors import is_of_environment
 from minitron_cli.errors import DataError, EnvironmentFault, InputError, MinitronError
 from minitron_cli.evaluate import task_code
 from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
-from minitron_cli.evaluate.local_data import leaves_of, with_absolute_paths, with_local_data
+from minitron_cli.evaluate.local_data import described, with_absolute_paths, with_local_data
+from minitron_cli.evaluate.task_files import fingerprint
 
 SUITE_TASKS = Path(__file__).parent / "suite"
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -117,12 +118,6 @@ def _unloaded(manager: lm_eval.tasks.TaskManager, task: Task, locations: TaskLoc
     """Task manager for a description of a task: the functions that it names are not imported."""
     near = with_absolute_paths(manager, task, locations.tasks, imports=False)
     return with_local_data(near, task, locations.data, imports=False)
-
-
-def fingerprint(directory: Path) -> str:
-    """Hash of every file under a directory, by relative name."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return canonical_json.digest({str(path.relative_to(directory)): io.file_record(path).sha256 for path in files})
 
 
 def _add_(chosen: TaskSet, task: Task, loaded: Any) -> None:
@@ -254,7 +249,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _forecast(index: Mapping[str, Entry], task: Task) -> Forecast:
-    leaves = [index[name].cfg or {} for name in leaves_of(index, task.name)]
+    leaves = [leaf.cfg for leaf in described(index, task.name)]
+    if not leaves:
+        raise InputError(f"task {task.name!r} is a group without a task that is known; check its YAML")
     cfg = leaves[0]
     own = cfg.get("num_fewshot")
     shots = own if own == 0 or task.num_fewshot is None else task.num_fewshot

@@ -49,7 +49,7 @@ def _quality(members: Sequence[FamilyMember]) -> Section:
 def _plots(members: Sequence[FamilyMember]) -> Iterator[Plot]:
     """The loss and every task of the members against their parameters, in the order of the chain."""
     names = dict.fromkeys(name for member in members for name in member.metrics)
-    for i, (task, metric) in enumerate(name.split(".", 1) for name in names):
+    for i, (task, metric) in enumerate(name.rsplit(".", 1) for name in names):
         found = [(member, member.metrics.get(f"{task}.{metric}")) for member in members]
         points = [
             Point(float(member.parameters), _from_original(member, f"{task}.{metric}", x), color)
@@ -112,7 +112,7 @@ def quality_table(members: Sequence[FamilyMember]) -> Table:
     names = dict.fromkeys(name for member in members for name in member.metrics if name not in EXPONENTIALS)
     columns: list[tuple[Figure, Sequence[Cell]]] = []
     for name in names:
-        figure = metric_figure(*name.split(".", 1))
+        figure = metric_figure(*name.rsplit(".", 1))
         title = figure.title if name.startswith("perplexity.") else name
         columns.append((Figure(title, figure.unit), [_cell(member.metrics.get(name)) for member in members]))
         apart = [_cell(member.from_original.get(name)) for member in members]

@@ -36,7 +36,7 @@ class MetricResult(Spec):
     """Its interval: `log` of an exponential of a mean, such as perplexity, is that of its logarithm; `share` of items
     that are right or wrong is Wilson's; other means have Student's t."""
     part_of: str | None = None
-    """The group of tasks that it is a member of."""
+    """The nearest group of tasks above it that has a metric of its own, and is shown in its place."""
     chance: float | None = Field(None, exclude_if=lambda value: value is None)
     """Value that guessing has on average; None unless every item is one of several answers, right or wrong."""
 

@@ -35,7 +35,7 @@ from minitron_cli.results.evaluation import (
 )
 from minitron_cli.results.price import Price
 
-STAGE, VERSION = "evaluate", 7
+STAGE, VERSION = "evaluate", 8
 
 Labelled = tuple[str, Path]
 

@@ -13,6 +13,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
 from minitron_cli.errors import InputError
+from minitron_cli.evaluate import beside_parent
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
@@ -103,6 +104,8 @@ def run(
         inputs["rounds"] = ROUNDS
     if config.budget:
         inputs |= retained_importance.inputs(parent.shape)
+    if config.repairs:
+        inputs |= beside_parent.inputs(texts["validation"].has_loss_mask)
     if "least_squares" in config.repairs:
         inputs |= expert_sums.inputs(parent.family)
     if texts:  # scores and repairs that are measured on text depend on the dtype

@@ -19,6 +19,7 @@ from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
 from minitron_cli.errors import InputError
+from minitron_cli.evaluate import beside_parent
 from minitron_cli.evaluate.beside_parent import BesideParent
 from minitron_cli.evaluate.statistics import compare
 from minitron_cli.inputs.source_model import SourceModel
@@ -87,6 +88,7 @@ def run(
     making.check()
     inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
     inputs |= expert_sums.inputs(parent.family) if texts else {}
+    inputs |= beside_parent.inputs(texts["validation"].has_loss_mask) if "validation" in texts else {}
     inputs |= {"outliers": first.fingerprint} if first and outliers else {}
     made = produce(
         context,

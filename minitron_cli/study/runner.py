@@ -18,8 +18,10 @@ from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
+from minitron_cli.data.split import Split
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import InputError, RecipeError
+from minitron_cli.evaluate import beside_parent
 from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
 from minitron_cli.figures import duration
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
@@ -84,6 +86,7 @@ class Runner:
             "text": [text_identity(self.data, split, self.parent.path) for split in ("train", "validation")],
             "order": 0,  # of a former setting; without it, figures of earlier versions would be elsewhere
             "blocks": self.blocks,
+            **beside_parent.inputs(Split.open(self.data, "validation").has_loss_mask),
             "quick_steps": self.quick_steps,
         }
         return self.context.workspace.root / FIGURES / f"{self.name}-{canonical_json.digest(facts)[:8]}"

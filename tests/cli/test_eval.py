@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from minitron_cli.cli.evaluate import labels
 from minitron_cli.errors import GateMissed
 from tests.cli.program import invoke
 from tests.tiny import write_tiny
@@ -395,3 +396,18 @@ def test_a_child_may_be_called_parent(place: KeyPath) -> None:
     found = json.loads(invoke("eval", called, "blocks=2", *place.runs, "--json").stdout)["result"]["models"]
     assert found.keys() == {"parent", "parent-1"}
     assert found["parent"]["model"] != found["parent-1"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        (["x/a", "b"], ["a", "b"]),
+        (["x/a", "y/a"], ["a-1", "a-2"]),
+        (["x/a", "y/a", "z/a-1"], ["a-2", "a-3", "a-1"]),
+        (["z/a-2", "x/a", "y/a"], ["a-2", "a-3", "a-4"]),
+        (["m/original", "m/Parent"], ["original-1", "parent-2"]),
+        (["m/original", "m/original-1"], ["original-2", "original-1"]),
+    ],
+)
+def test_every_model_has_a_label_of_its_own(models, expected):
+    assert labels(models) == expected

@@ -122,3 +122,11 @@ def test_tokenizers_are_told_apart_by_their_own_files(model, tmp_path):
     (model / "tokenizer.json").write_text("{ }")
     assert fingerprint.of_tokenizer(model) != before
     assert fingerprint.of_tokenizer(Path(tmp_path)) not in (before, fingerprint.of_tokenizer(model))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"])
+def test_every_file_that_tells_tokens_is_part_of_the_tokenizer(tmp_path, name):
+    (tmp_path / name).write_text('{"HELLO": 300}')
+    before = fingerprint.of_tokenizer(tmp_path)
+    (tmp_path / name).write_text('{"HELLO": 301}')
+    assert fingerprint.of_tokenizer(tmp_path) != before

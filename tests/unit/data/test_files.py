@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from minitron_cli.data import opened
+from minitron_cli.data import files, opened
+from minitron_cli.data.rows import Columns
 from minitron_cli.data.sources import TextFiles, TokenIds
 from minitron_cli.errors import DataError
 
@@ -375,3 +376,10 @@ def exit_code_of(sources: list, path: Path) -> int:
         except BaseException:
             return 1
     return code
+
+
+def test_an_object_in_a_column_has_no_nulls_of_other_rows(tmp_path):
+    values = [{"a": {"b": 1}}, {"c": [{"d": 2}, {"e": 3}]}, None, {}]
+    pq.write_table(pa.table({"text": pa.array(values)}), tmp_path / "objects.parquet")
+    found = [row.values[0] for row in files.rows([tmp_path / "objects.parquet"], Columns(("text",)))]
+    assert found == values

@@ -3,6 +3,8 @@ from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -33,6 +35,34 @@ def test_a_dataset_gives_the_texts_of_its_split(local):
     assert [document.content for document in corpus.documents] == ["one", "three"]
     assert [document.content for document in HubDataset(name=local, split="test").open().documents] == ["held out"]
     assert [document.content for document in HubDataset(name=local, split="train[2:]").open().documents] == ["three"]
+
+
+TALKS = [
+    {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {
+                "role": "assistant",
+                "content": "a",
+                "tool_calls": [{"function": {"name": "f", "arguments": {name: "x"}}}],
+            },
+        ],
+        "chat_template_kwargs": {name: False},
+    }
+    for name in ("city", "unit")
+]
+
+
+@pytest.mark.parametrize("documents", [None, 2])
+def test_an_object_has_the_fields_that_it_was_written_with(tmp_path, monkeypatch, documents):
+    """A table gives every object the fields of all others, as nulls, which a chat template would write."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "repo").mkdir()
+    pq.write_table(pa.Table.from_pylist(TALKS), tmp_path / "repo/train.parquet")
+    found = HubDataset(name=str(tmp_path / "repo"), format="chat", documents=documents).open()
+    for document, talk in zip(found.documents, TALKS, strict=True):
+        assert list(document.content.messages) == talk["messages"]
+        assert document.content.variables == talk["chat_template_kwargs"]
 
 
 def test_identity_tells_parts_of_a_dataset_apart(local):

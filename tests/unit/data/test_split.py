@@ -110,3 +110,51 @@ def test_looking_for_the_lowest_hash_can_be_stopped(tmp_path):
             documents(config, "train")
     finally:
         progress.request_stop(None)
+
+
+def _talk(i: int, **more: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": f"Ask {i}"}, {"role": "assistant", "content": f"Say {i}"}], **more}
+
+
+def _spaced(value: object) -> object:
+    """The value with other letter case and white space in its texts, but not in roles."""
+    if isinstance(value, dict):
+        return {name: field if name == "role" else _spaced(field) for name, field in value.items()}
+    return [_spaced(item) for item in value] if isinstance(value, list) else f"  {value.upper()}\n".replace(" ", "  ")
+
+
+@pytest.mark.parametrize(
+    ("format", "rows", "held_out"),
+    [
+        ("chat", [_talk(i, id=str(i)) for i in range(4)], [_talk(i) for i in range(2)]),
+        ("chat", [_talk(i) for i in range(4)], [_spaced(_talk(i)) for i in range(2)]),
+        (
+            "completion",
+            [{"prompt": f"Ask {i} ", "completion": f"Say {i}"} for i in range(4)],
+            [{"prompt": f"ask  {i}", "completion": f"say {i}\n"} for i in range(2)],
+        ),
+        (
+            "alpaca",
+            [{"instruction": f"Ask {i}", "output": f"Say {i}"} for i in range(4)],
+            [{"instruction": f"ask {i}", "output": f"SAY {i}"} for i in range(2)],
+        ),
+    ],
+)
+def test_conversations_that_are_validated_on_are_found(tmp_path, format, rows, held_out):
+    """An unread column, letter case and white space make no difference."""
+    sides = {"sources": rows, "validation": held_out}
+    for side, some in sides.items():
+        (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    sources = {side: (TextFiles(paths=(str(tmp_path / f"{side}.jsonl"),), format=format),) for side in sides}
+    assert len(documents(DataConfig(**sources), "train")) == 2
+    assert len(documents(DataConfig(**sources), "validation")) == 2
+
+
+def test_conversations_that_differ_in_a_word_or_a_role_are_different(tmp_path):
+    others = [_talk(9), {"messages": [{**m, "role": "assistant"} for m in _talk(0)["messages"]]}]
+    for side, some in {"sources": [_talk(0)], "validation": others}.items():
+        (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    sources, validation = (
+        (TextFiles(paths=(str(tmp_path / f"{side}.jsonl"),), format="chat"),) for side in ("sources", "validation")
+    )
+    assert len(documents(DataConfig(sources=sources, validation=validation), "train")) == 1

@@ -53,6 +53,9 @@ class Blocks:
     def loss_mask(self, i):
         return None
 
+    def text_mask(self, i):
+        return None
+
     def documents(self, i):
         starts = self.tokens_NT == 0
         starts[:, 0] = True

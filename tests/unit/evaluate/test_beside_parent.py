@@ -44,17 +44,35 @@ def test_on_all_positions_they_are_the_usual_figures(model, child, blocks):
 def test_of_some_positions_of_some_blocks_they_are_the_means(model, child, blocks, monkeypatch):
     monkeypatch.setattr(beside_parent, "POSITIONS", 4)
     monkeypatch.setattr(beside_parent, "BATCH", 2)
-    ids, at = [0, 1, 3], [0, 5, 11, 17]  # of 23 predictions
+    ids = [0, 1, 3]
     mask = torch.rand(5, 24, generator=torch.Generator().manual_seed(0)) < 0.7
     masked = Blocks(blocks.tokens_NT)
     masked.loss_mask = lambda i: mask[i]
     beside, expected = BesideParent(model, masked, ids), []
     for i in ids:
-        counts = [t for t in at if mask[i, t + 1] and masked.positions(i)[t + 1] != 0]
+        scored = [t for t in range(23) if mask[i, t + 1]]
+        counts = [scored[k * len(scored) // 4] for k in range(4)]
         expected += zip(*(figure[counts].tolist() for figure in by_token(child, model, masked, i)), strict=True)
     found = beside.of(child)
-    assert 0 < len(expected) == beside.tokens < 12
+    assert len(expected) == beside.tokens == 12
     assert (found.loss.mean, found.kl.mean) == pytest.approx(np.mean(expected, axis=0), rel=1e-5)
+
+
+def test_where_every_token_counts_evenly_spaced_tokens_are_predicted(model, child, blocks, monkeypatch):
+    monkeypatch.setattr(beside_parent, "POSITIONS", 5)
+    beside, expected = BesideParent(model, blocks, [2]), []
+    for t in (0, 4, 9, 13, 18):  # of 23 predictions
+        expected += [by_token(child, model, blocks, 2)[0][t].item()] if blocks.positions(2)[t + 1] != 0 else []
+    assert beside.of(child).loss.mean == pytest.approx(np.mean(expected), rel=1e-5)
+    assert beside.tokens == len(expected)
+
+
+def test_short_answers_between_evenly_spaced_tokens_are_counted(model, blocks, monkeypatch):
+    monkeypatch.setattr(beside_parent, "POSITIONS", 3)
+    chat, mask = Blocks(blocks.tokens_NT), torch.zeros(24, dtype=torch.bool)
+    mask[[4, 5, 6, 20, 21, 22]] = True  # the evenly spaced tokens are 1, 8 and 16
+    chat.loss_mask = lambda i: mask
+    assert BesideParent(model, chat, [0, 1]).tokens == 2 * 3
 
 
 def test_of_long_blocks_the_beginning_is_read(model, child, blocks, monkeypatch):

@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 import subprocess
@@ -5,8 +6,10 @@ import sys
 
 import pytest
 
+from minitron_cli.data.pack import prepare
+from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import DataError
-from minitron_cli.evaluate.cloze import make_items, write_task
+from minitron_cli.evaluate.cloze import _documents, make_items, write_task
 from minitron_cli.evaluate.config import Cloze
 
 CONFIG = Cloze(items=20, context_words=8, continuation_words=3)
@@ -101,3 +104,30 @@ def test_the_number_of_questions_is_returned(tmp_path):
     assert write_task(tmp_path / "new", DOCUMENTS, CONFIG) == CONFIG.items
     lines = (tmp_path / "new" / "cloze.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == make_items(DOCUMENTS, CONFIG)
+
+
+@pytest.mark.parametrize("end", ["<eos>", "|"])
+def test_a_conversation_is_one_document_whatever_ends_its_turns(tokenizer, tmp_path, end):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "{% endfor %}"
+    own.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    talks = [[(role, f"{k} {i}") for k in range(3) for role in ("user", "assistant")] for i in range(6)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+    found = documents_of(tmp_path, own, "chat", rows)
+    written = ["".join(f"{role}: {text}{'' if end == '<eos>' else end}" for role, text in talk) for talk in talks]
+    assert found[:-1] == written[:-1]
+    assert found[-1]
+    assert written[-1].startswith(found[-1])
+
+
+def test_a_text_ends_with_its_document(tokenizer, tmp_path):
+    found = documents_of(tmp_path, tokenizer, "text", [{"text": text} for text in DOCUMENTS])
+    assert found[:-1] == DOCUMENTS[:-1]
+    assert DOCUMENTS[-1].startswith(found[-1])
+
+
+def documents_of(directory, tokenizer, format, rows):
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "files", "paths": [str(directory / "rows.jsonl")], "format": format}
+    config = DataConfig.model_validate({"sources": [source], "validation": [source], "sequence_length": 4})
+    return _documents(tokenizer, prepare(config, "validation", tokenizer, "key", directory / "cache"))

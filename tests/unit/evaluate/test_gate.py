@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from minitron_cli import progress
 from minitron_cli.errors import GateMissed, RecipeError
 from minitron_cli.evaluate.config import Gates
-from minitron_cli.evaluate.gate import outcomes, require
+from minitron_cli.evaluate.gate import check, outcomes, require
 from minitron_cli.evaluate.statistics import Items, compare
 from minitron_cli.results.base import SCHEMA, ModelSize
 from minitron_cli.results.evaluation import EvaluationResult, ModelEvaluation
@@ -102,6 +102,23 @@ def test_every_kind_of_gate_passes_and_fails_as_it_should(rule, passes, margin, 
         with pytest.raises(GateMissed) as caught:
             require([found])
         assert caught.value.exit_code == 4
+
+
+def test_a_task_whose_name_holds_dots_is_compared_item_by_item():
+    def renamed(measured):
+        return {part: {"my.task": values["quiz"]} for part, values in measured.items()}
+
+    models = evaluated({"parent": renamed(PARENT), "child": renamed(CHILD)})
+    rule = {"kind": "parent", "min_difference": -0.17, "confidence": 0.95}
+    found, plain = outcome({**rule, "metric": "my.task.acc"}, models), outcome({**rule, "metric": "quiz.acc"})
+    assert found.compared == plain.compared
+    assert found.passed
+
+
+def test_a_task_may_be_called_as_the_measurements_on_text_and_more():
+    check(Gates(minimum={"perplexity.of.code.acc": 0.5}))
+    with pytest.raises(RecipeError, match="no such value is measured"):
+        check(Gates(maximum={"perplexity.ppl": 8}))
 
 
 def test_short_bounds_are_absolute_gates():

@@ -42,6 +42,12 @@ def test_the_spread_is_that_of_the_rounds(pair, monkeypatch):
     assert (found.prefill_ratio, found.prefill_range) == (1.8, (1.5, 2.0))
 
 
+@pytest.mark.parametrize("sizes", [(16, 320), (320, 16)])
+def test_the_prompt_has_tokens_that_both_models_have(sizes):
+    model, parent = (tiny_model("llama", num_hidden_layers=1, vocab_size=size) for size in sizes)
+    assert generation_speed.compare(model, parent, SHORT).decode_ratio > 0
+
+
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_figures_are_tokens_over_the_time_they_took(pair, cache, monkeypatch):
     clock = iter([0.0, 2.0, 3.0, 4.0, 7.0])  # the start, then every token's logits

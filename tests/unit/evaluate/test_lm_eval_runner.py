@@ -20,7 +20,8 @@ from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.estimates import of_metric
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.measurements import Measurements
-from minitron_cli.evaluate.tasks import TaskLocations, fingerprint, load_tasks
+from minitron_cli.evaluate.task_files import fingerprint
+from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS
 
@@ -158,6 +159,78 @@ def test_shots_of_a_group_reach_its_members(run):
     assert {name: results[name]["acc"].shots for name in results} == {"pair": 2, "sums": 2, "more_sums": 2}
     assert results["pair"]["acc"].value == results["sums"]["acc"].value
     assert results["pair"]["acc"].n == 12
+
+
+def test_a_group_without_a_metric_shows_its_members(model, tokenizer, task_dir, tmp_path):
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    (tmp_path / "tasks/plain.yaml").write_text(yaml.safe_dump({"group": "plain", "task": ["sums", "more_sums"]}))
+    found = run_tasks(model, tokenizer, [Task(name="plain")], locations=TaskLocations(tmp_path / "tasks"))
+    assert {name: metrics["acc"].part_of for name, metrics in found.results.items()} == {
+        "sums": None,
+        "more_sums": None,
+    }
+    assert set(found.without_members.items) == {"sums", "more_sums"}
+
+
+def test_items_of_one_document_are_counted_together_in_a_group_too(tokenizer, task_dir, tmp_path):
+    """Ten items of each document are the same, so the error is that of the documents' means."""
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    items = [ITEMS[i // 10] | {"gold": i // 10 % 2, "article": i // 10} for i in range(40)]
+    (tmp_path / "tasks/items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    locations = TaskLocations(tmp_path / "tasks")
+
+    def measured(**document):
+        return run_tasks(model, tokenizer, [Task(name="pair", **document)], locations=locations)
+
+    found, alone = (measured(**document).results["pair"]["acc"] for document in ({"document": "article"}, {}))
+    means = measured().items["sums"]["acc"].values[::10] * 2
+    assert found.value == alone.value == np.mean(means)
+    assert (found.clusters, alone.clusters) == (8, None)
+    assert found.stderr == pytest.approx(np.std(means, ddof=1) / np.sqrt(8))
+    assert found.stderr > 2 * alone.stderr > 0
+
+
+CHANGED = [{"task": "sums", "num_fewshot": 2}, {"group": "inner", "task": ["more_sums"]}]
+
+
+def test_members_of_a_group_may_be_given_with_changes(model, tokenizer, task_dir, tmp_path, monkeypatch):
+    """Their data are found beside their YAML as those of named members are."""
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    (tmp_path / "tasks/changed.yaml").write_text(yaml.safe_dump({"group": "changed", "task": CHANGED}))
+    locations = TaskLocations(tmp_path / "tasks")
+    (row,) = forecast([Task(name="changed")], locations)
+    assert (row.shots, row.metrics, row.data) == (2, "acc, acc_norm", f"{tmp_path / 'tasks'} (2 parts)")
+    monkeypatch.chdir(tmp_path)
+    found = run_tasks(model, tokenizer, [Task(name="changed")], locations=locations).results
+    assert {name: metrics["acc"].shots for name, metrics in found.items()} == {"sums": 2, "more_sums": 0}
+
+
+def test_of_members_given_with_changes_those_without_local_data_are_left_out(task_dir, tmp_path, remarks):
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    (tmp_path / "tasks/changed.yaml").write_text(yaml.safe_dump({"group": "changed", "task": CHANGED}))
+    (tmp_path / "data/changed/sums").mkdir(parents=True)
+    shutil.copy(task_dir / "items.jsonl", tmp_path / "data/changed/sums/validation.jsonl")
+    locations = TaskLocations(tmp_path / "tasks", tmp_path / "data")
+    assert set(load_tasks([Task(name="changed")], locations).task_dict["tasks"]) == {"sums"}
+    assert remarks == [f"{tmp_path / 'data/changed'} has data of 1 of the 2 parts of changed; only those"]
+
+
+def test_a_group_that_defines_its_tasks_itself_is_described(task_dir, tmp_path):
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    inline = {
+        "group": "inline",
+        "task": [CHOICE | {"task": "mine", "dataset_path": "you/mine", "dataset_kwargs": None}],
+    }
+    (tmp_path / "tasks/inline.yaml").write_text(yaml.safe_dump(inline))
+    (tmp_path / "tasks/nothing.yaml").write_text(yaml.safe_dump({"group": "nothing", "task": ["unknown"]}))
+    (row,) = forecast([Task(name="inline")], TaskLocations(tmp_path / "tasks"))
+    assert (row.metrics, row.data) == ("acc, acc_norm", "the hub: you/mine")
+    with pytest.raises(InputError, match="'nothing' is a group without a task that is known; check its YAML"):
+        forecast([Task(name="nothing")], TaskLocations(tmp_path / "tasks"))
+    (tmp_path / "data/inline").mkdir(parents=True)
+    with pytest.raises(DataError, match="defines its tasks itself, which read no local data; give each a YAML"):
+        forecast([Task(name="inline")], TaskLocations(tmp_path / "tasks", tmp_path / "data"))
 
 
 def test_a_task_defined_without_examples_stays_so_and_says_so(run, remarks):

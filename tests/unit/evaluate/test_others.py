@@ -48,6 +48,28 @@ def test_a_file_of_lm_eval_gives_values_errors_items_shots_groups_and_parameters
     assert found.source == "results_2026.json"
 
 
+def test_members_of_a_group_without_a_metric_are_shown(tmp_path: Path) -> None:
+    """Groups inside one another: `outer` has a metric, `inner` has none, and neither has `plain`."""
+    content: dict[str, Any] = {
+        "results": {
+            "outer": {"acc,none": 0.5, "acc_stderr,none": 0.1},
+            "inner": {" ": " "},
+            "plain": {"alias": "plain", "acc,none": "N/A"},
+            **{name: {"acc,none": 0.5} for name in ("a", "b", "c")},
+        },
+        "group_subtasks": {"outer": ["inner", "c"], "inner": ["a"], "plain": ["b"]},
+    }
+    found = read([other(f"x={written(tmp_path / 'r.json', content)}")])["x"]
+    assert {name: metrics["acc"].part_of for name, metrics in found.results.items()} == {
+        "outer": None,
+        "a": "outer",
+        "b": None,
+        "c": "outer",
+    }
+    (metrics, _) = evaluation_tables([Evaluated("x", "other", found)])
+    assert [row[0] for row in metrics.text()][-2:] == ["b.acc", "outer.acc"]
+
+
 def test_values_given_by_hand_replace_those_of_a_file(tmp_path: Path) -> None:
     file = written(tmp_path / "r.json", OF_LM_EVAL)
     values = {"pair.acc": 0.6, "arc.acc_norm": 0.4}
@@ -64,6 +86,11 @@ def test_values_given_by_hand_replace_those_of_a_file(tmp_path: Path) -> None:
     assert found["b"].results["pair"]["acc"].value == 0.6
     assert found["b"].results["more"]["acc"].value == 0.6
     assert found["b"].model.parameters == 8_000_000_000
+
+
+def test_the_name_of_a_task_may_hold_dots() -> None:
+    found = read([other({"name": "a", "values": {"my.task.acc": 0.6}})])["a"]
+    assert found.results == {"my.task": {"acc": MetricResult(value=0.6)}}
 
 
 def test_a_file_of_minitron_gives_the_model_that_is_meant(tmp_path: Path) -> None:
@@ -95,6 +122,16 @@ def test_names_files_and_values_are_checked(tmp_path: Path) -> None:
         other({"name": "a"})
     with pytest.raises(ValidationError, match=r"a metric is named TASK\.METRIC"):
         other({"name": "a", "values": {"acc": 1}})
+
+
+def test_a_value_on_text_that_no_evaluation_measures_is_refused(tmp_path: Path) -> None:
+    """Every table would fail on it."""
+    file = written(tmp_path / "r.json", {"results": {"perplexity": {"acc,none": 0.5}}})
+    for given, metric in (({"values": {"perplexity.ppl": 8.1}}, "ppl"), ({"file": file}, "acc")):
+        with pytest.raises(RecipeError, match=f"'a': perplexity.{metric} is not measured on text; give one of loss, "):
+            read([other({"name": "a", **given})])
+    found = read([other({"name": "a", "values": {"perplexity.perplexity": 8.1}})])
+    assert evaluation_tables([Evaluated("a", "other", found["a"])])
 
 
 def test_others_are_not_part_of_the_identity_of_what_is_measured() -> None:

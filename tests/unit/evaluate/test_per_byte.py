@@ -1,12 +1,17 @@
 """Loss per byte: each model reads the same text in tokens of its own."""
 
 import copy
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from minitron_cli.data.pack import prepare
+from minitron_cli.data.sources import DataConfig
+from minitron_cli.errors import CheckpointError, DataError
 from minitron_cli.evaluate.per_byte import Piece, _OwnTokens, loss_per_byte, pieces_of
 from tests.unit.evaluate.test_perplexity import Blocks
 
@@ -82,3 +87,53 @@ def test_pieces_are_the_documents_of_each_block(tokenizer: Any, monkeypatch: pyt
     first = pieces_of(blocks, tokenizer, 1)
     assert found[: len(first)] == first
     assert len(first) < len(found)
+
+
+def test_what_does_not_count_is_context(model: Any, tokenizer: Any) -> None:
+    """A token counts if one of its characters does; bytes are those that count."""
+    text = "Ask: what is the naïve answer? Say: none."
+    found = tokenizer(text, return_offsets_mapping=True)
+    start, stop = text.index("naïve"), text.index("Say")
+    row = torch.tensor([[tokenizer.eos_token_id, *found["input_ids"]]])
+    with torch.no_grad():
+        logp = model(row, use_cache=False).logits[0, :-1].log_softmax(-1)
+    counted = [t for t, (first, end) in enumerate(found["offset_mapping"]) if first < stop and end > start]
+    expected = -float(sum(logp[t, found["input_ids"][t]] for t in counted))
+    pieces = [Piece(0, text, ((start, stop),)), PIECES[1]]
+    bits = loss_per_byte(model, tokenizer, pieces, length=400).items
+    assert bits.values[0] == pytest.approx(expected / math.log(2) / len("naïve answer? ".encode()))
+    assert bits.values[1] == pytest.approx(loss_per_byte(model, tokenizer, PIECES[1:2], length=400).items.mean)
+    assert bits.weights == [15, 21]
+
+
+@pytest.mark.parametrize("length", [8, 64])
+def test_of_completions_the_same_bytes_count_in_any_tokens(tokenizer: Any, tmp_path: Path, length: int) -> None:
+    rows = [{"prompt": f"Question {i}, naïve? ", "completion": f"Yes, {i} of them."} for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "files", "paths": [str(tmp_path / "rows.jsonl")], "format": "completion"}
+    config = DataConfig.model_validate({"sources": [source], "validation": [source], "sequence_length": length})
+    blocks = prepare(config, "validation", tokenizer, "key", tmp_path / "cache")
+    found = pieces_of(blocks, tokenizer, None)
+    counted = "".join(
+        piece.text[start:stop] for piece in found for start, stop in piece.scored or ((0, len(piece.text)),)
+    )
+    written = "".join(row["completion"] for row in rows)
+    assert len(counted) > 0.7 * len(written)
+    assert written.startswith(counted)
+    own = _OwnTokens.of(found, tokenizer, 5)
+    scored = [own.tokens(i)[(own.positions(i) > 0) & own.loss_mask(i)] for i in range(len(own))]
+    assert tokenizer.decode(torch.cat(scored)) == counted
+
+
+def test_text_of_which_only_special_tokens_count_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = Blocks(torch.tensor([[5, 6, 7, tokenizer.eos_token_id]]))
+    monkeypatch.setattr(blocks, "text_mask", lambda i: torch.tensor([False, False, False, True]))
+    with pytest.raises(DataError, match="nothing but special tokens counts"):
+        pieces_of(blocks, tokenizer, None)
+
+
+def test_a_tokenizer_that_does_not_tell_characters_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    assert len(_OwnTokens.of(PIECES, tokenizer, 8))
+    with pytest.raises(CheckpointError, match=r"give the model a tokenizer.json, or evaluate it on plain text"):
+        _OwnTokens.of([Piece(0, "a b", ((2, 3),))], tokenizer, 8)

@@ -197,6 +197,16 @@ def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
         ("import os; assert 'SECRET_TOKEN' not in os.environ", True),
         ("x = '\udcff'", True),  # a model may write what is no text
         ("import os, time; os.fork() or time.sleep(60)", True),
+        ("exit(0)\nassert False", False),
+        ("quit()\nassert False", False),
+        ("import os\nos._exit(0)\nassert False", False),
+        ("import unittest\nunittest.main()\nassert False", False),
+        ("import sys\nassert sys.argv == ['-c']", True),
+        ("import os\nos.write = None", True),
+        (
+            "import os, sys, __main__\nfor fd in range(3, 64):\n  try: os.write(fd, b'0' * 64)\n  except OSError: pass",
+            False,
+        ),
     ],
 )
 def test_a_program_passes_if_it_ends_in_time_without_an_error(source, expected, monkeypatch):
