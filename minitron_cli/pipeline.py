@@ -202,20 +202,19 @@ class _Training:
     def run(self, *, fail_if_worse: bool) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
         """By label, the student and the controls that are trained, and those that are not.
 
-        The student and what it was made from stay the workspace's current ones.
+        The student and what it was made from stay the workspace's current ones, also if a control fails.
         """
         student = self._train(self.before[-1], self.config, DISTILLED)
         if fail_if_worse:
             training_run.check_not_worse(student.result(TrainingResult), distill.STAGE)
         trained, untrained = {DISTILLED: student}, dict[str, Artifact]()
+        beside = replace(self, context=replace(self.context, is_between=True))
         for control in self.recipe.controls:
-            start, label = self._start(control), control.label
+            start, label = beside._start(control), control.label
             if control.trained:
-                trained[label] = self._train(start, self._of(control, student, start), label)
+                trained[label] = beside._train(start, self._of(control, student, start), label)
             else:
                 untrained[label] = start
-        for current in (*self.before, student):
-            self.context.workspace.point(current)
         return trained, untrained
 
     def _train(self, start: Artifact, config: DistillConfig, label: str) -> Artifact:

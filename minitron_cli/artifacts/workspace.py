@@ -191,7 +191,10 @@ def open_workspace(runs: Path, name: str | None, *, default: str | None = None) 
             f"{runs} has no current workspace: name one with --run, or start with `minitron importance MODEL`"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(f"workspace name {name!r} is not valid: use letters, digits, '.', '_' and '-'")
+        raise InputError(
+            f"workspace name {name!r} is not valid: use letters, digits, '.', '_' and '-', "
+            "and begin with a letter or digit"
+        )
     if name.lower() == CURRENT:  # some file systems ignore case
         raise InputError(
             f"workspace name {name!r} is reserved for the file that names the last workspace: choose another"
@@ -214,5 +217,5 @@ def remember(workspace: Workspace) -> None:
 
 def slug(text: str) -> str:
     """Workspace name for a model: the last component of its path, in permitted characters."""
-    tail = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name or "model").strip("-.")
+    tail = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name or "model").lstrip("-._").rstrip("-.")
     return "model" if tail.lower() in ("", CURRENT) else tail.lower()

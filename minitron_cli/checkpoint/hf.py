@@ -323,7 +323,7 @@ def save_like(like: Checkpoint, directory: Path, tensors: "Iterable[tuple[str, T
             raise CheckpointError(
                 f"{like.path} stores {min(missing)}, which the model in memory does not have: use another checkpoint"
             )
-    if strict_json.load(like.path / "config.json") == like.file_config:
+    if strict_json.load(like.path / "config.json", finite=False) == like.file_config:
         copy_files(like.path, directory, ("config.json",))
     else:
         io.write_new_json(directory / "config.json", dict(like.file_config))

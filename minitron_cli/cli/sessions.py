@@ -18,7 +18,7 @@ from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cli import exit_codes
 from minitron_cli.cli.options import BuildOptions, ComputeOptions, DataOptions
-from minitron_cli.data.sources import DataConfig, as_stored
+from minitron_cli.data.sources import DataConfig, Source, TextFiles, TokenIds, as_stored
 from minitron_cli.errors import InputError, Interrupted
 from minitron_cli.figures import listed
 from minitron_cli.prune.config import PruneConfig
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from minitron_cli.inputs.source_model import SourceModel
 
 CHANGE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+TEXTS = ("sources", "validation")  # fields of a data section
 BUILT_IN = ("python_stdlib", "python_help")  # kinds of text that need no path
 NULL: Final = object()  # an option that sets null; None leaves the setting alone
 LOG = "run.log"
@@ -161,9 +162,17 @@ def running(
 
 
 def located(recipe: Recipe) -> Recipe:
-    """Recipe with absolute model paths, which stay valid from another directory."""
+    """Recipe with absolute paths of models and text, which stay valid from another directory."""
     relatives = tuple(map(absolute, recipe.relatives))
-    return recipe.model_copy(update={"model": absolute(recipe.model), "relatives": relatives})
+    texts = {name: tuple(map(_located_text, getattr(recipe.data, name))) for name in TEXTS}
+    data = recipe.data.model_copy(update=texts)
+    return recipe.model_copy(update={"model": absolute(recipe.model), "relatives": relatives, "data": data})
+
+
+def _located_text(source: Source) -> Source:
+    if not isinstance(source, (TextFiles, TokenIds)):
+        return source
+    return source.model_copy(update={"paths": tuple(map(absolute, source.paths))})
 
 
 def _remember(how: BuildOptions, workspace: Workspace, requested: Mapping[str, Any]) -> None:
@@ -189,6 +198,12 @@ def _requested(
     for name in ("model", "data"):
         if given.values.get(name) is None and (value := settings.get(name)) is not None:
             requested = requested.with_value((name,), as_stored(value) if isinstance(value, Mapping) else value)
+    for name in TEXTS if isinstance(given.values.get("data"), Mapping) else ():
+        for i, source in enumerate(given.values["data"].get(name) or ()):
+            if isinstance(source, Mapping) and isinstance(paths := source.get("paths"), list):
+                located = [absolute(path) if isinstance(path, str) else path for path in paths]
+                if located != paths:
+                    requested = requested.with_value(("data", name, i, "paths"), located)
     if model:
         requested = requested.with_value(("model",), absolute(model))
     for place, value in {**_text(text), **flags}.items():

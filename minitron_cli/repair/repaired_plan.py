@@ -176,7 +176,10 @@ def calibration_use(config: PruneConfig, train: Blocks) -> CalibrationUse:
 
 
 def check_enough_text(config: PruneConfig, train: Blocks) -> None:
-    """Raise DataError if a repair that was asked for has no block to be fitted on, or fewer than were asked for."""
+    """Raise DataError if a repair that was asked for has no block to be fitted on, or fewer than were asked for.
+
+    `config` is as the user gave it: `fitted` sets numbers that count as asked for.
+    """
     least = config.repair_samples if "repair_samples" in config.model_fields_set else 1
     if config.repair != "auto" and least > len(train):
         raise DataError(

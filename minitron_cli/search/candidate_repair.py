@@ -39,8 +39,7 @@ class CandidateRepair:
         return cls(config.score_repair, fullest, prune, calibration, train_blocks) if prune and is_any else None
 
     def inputs(self, family: Family) -> dict[str, str]:
-        """Identity of the repair in a model of this family. DataError if there is too little text to fit it on."""
-        repaired_plan.check_enough_text(self.prune, self.train_blocks)
+        """Identity of the repair in a model of this family."""
         fits = "least_squares" in self.prune.repairs & SCORE_REPAIRS[self.fullest]
         of_experts = expert_sums.inputs(family) if fits else {}
         return {"repair": f"{self.prune.repair} on {self.prune.repair_samples} samples", **of_experts}

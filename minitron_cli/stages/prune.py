@@ -85,11 +85,12 @@ def run(
     if data is None and config.repair == "auto":
         progress.say("skipping repair: it needs calibration text (--data)")
         config = config.model_copy(update={"repair": "none"})
+    asked = config
     if data is not None:
         config = config.fitted(data.sequence_length)
     texts = _texts(context, parent, data, config, is_choice=len(candidates) > 1)
     if config.repairs:
-        repaired_plan.check_enough_text(config, texts["train"])
+        repaired_plan.check_enough_text(asked, texts["train"])
     inputs = {"model": parent.fingerprint, "scores": scores.fingerprint}
     is_coupled = config.budget and config.serving_lint == "refuse" and heads_with_hidden(original, config.axes)
     if is_coupled and (readers := deriving_head_size(candidates[0].shape)):  # else none with fewer heads was feasible

@@ -24,6 +24,7 @@ from minitron_cli.price.offer import compute_dtype, offered
 from minitron_cli.price.search import Searching
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
 from minitron_cli.prune.config import PruneConfig
+from minitron_cli.repair import repaired_plan
 from minitron_cli.results.price import Price
 from minitron_cli.results.search import CandidateResult, SearchResult, WinnerResult, shape_key
 from minitron_cli.results.training import MAX_RISE
@@ -61,7 +62,7 @@ def run(
     winner will be pruned with: candidates are repaired in the same way before they are retrained, and before they are
     scored as far as `score_repair` says.
     """
-    prune = prune and prune.fitted(data.sequence_length)
+    asked, prune = prune, prune and prune.fitted(data.sequence_length)
     parent = parent.written_as(prune.write_as if prune else None)
     if prune and prune.untie:
         parent = parent.untied()
@@ -85,6 +86,8 @@ def run(
     objective = SearchObjective(config.objective, config.score_blocks, validation, teacher, parent.path, here)
     calibration = ImportanceConfig(**scores.manifest.config)
     repair = CandidateRepair.of(config, prune, calibration, train_blocks)
+    if repair and asked:
+        repaired_plan.check_enough_text(asked, train_blocks)
     retraining = Retraining.of(config.retrain, config.seed, train_blocks) if config.retrain else None
     if retraining:
         retraining = retraining.with_signals(context, teacher, parent.shape.sizes["vocab"])

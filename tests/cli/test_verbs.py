@@ -389,6 +389,28 @@ def test_an_interrupted_command_is_continued_without_saying_it_all_again(
 
 
 @pytest.mark.slow
+def test_text_that_a_recipe_names_beside_it_is_found_from_another_directory(
+    fresh: KeyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(fresh.text, tmp_path / "here" / "corpus.txt")
+    words = (tmp_path / "here" / "corpus.txt").read_text().split()
+    (tmp_path / "here" / "held-out.txt").write_text(" ".join(reversed(words)))
+    recipe = tmp_path / "here" / "recipe.yaml"
+    recipe.write_text(
+        f"model: {fresh.model}\n"
+        "data: {sources: [{kind: files, paths: [corpus.txt]}], validation: [{kind: files, paths: [held-out.txt]}], "
+        "sequence_length: 16}\n"
+        "importance: {samples: 4}\nprune: {shape: {ffn: 64}, repair: none}\nreport: false\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    fresh.run("run", recipe)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fresh.run("eval", "blocks=2")
+
+
+@pytest.mark.slow
 def test_a_recipe_runs_end_to_end_and_is_up_to_date_afterwards(fresh: KeyPath) -> None:
     recipe = fresh.recipe(
         """\

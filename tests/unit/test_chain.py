@@ -15,7 +15,7 @@ from minitron_cli.cost.budgets import flops_of, tokens_read, training_of
 from minitron_cli.cost.lineage import lineage
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.control import Control
-from minitron_cli.errors import RecipeError
+from minitron_cli.errors import Interrupted, RecipeError
 from minitron_cli.evaluate import benchmark
 from minitron_cli.evaluate.config import AgainstParent, EvaluateConfig, Gates
 from minitron_cli.evaluate.gate import outcomes
@@ -338,6 +338,31 @@ def test_the_smallest_relative_large_enough_for_the_target_is_pruned(tmp_path):
     assert pruned(2 * shapes[models["large"]].parameters()) == models["large"], "none is large enough"
     without_embeddings = shapes[models["middle"]].parameters("non_embedding")
     assert pruned(without_embeddings, "non_embedding") == models["middle"]
+
+
+@pytest.mark.slow
+def test_a_control_that_fails_leaves_the_students_model_the_current_one(tmp_path, monkeypatch):
+    write_place(tmp_path)
+    controls = (Control(label="random", prune="random"), Control(label="text", objective="ce"))
+    pruning = PruneConfig(shape={"ffn": 24}, repair="none")
+    asked = recipe(tmp_path / "model", data(tmp_path), prune=pruning, controls=controls)
+    real, current = pipeline.distill.run, dict[str, str]()
+
+    def stopped(context, *given, label, **options):
+        if label == "text":
+            raise Interrupted("stopped")
+        made = real(context, *given, label=label, **options)
+        current.update({stage: path.name for stage, path in found(context).items()} if label == "distilled" else {})
+        return made
+
+    def found(context):
+        return {stage: context.workspace.current(stage).path for stage in ("importance", "prune", "distill")}
+
+    monkeypatch.setattr(pipeline.distill, "run", stopped)
+    with pytest.raises(Interrupted):
+        pipeline.run(asked, context(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "prune").glob("random-*"))) == 1
+    assert {stage: path.name for stage, path in found(context(tmp_path / "run")).items()} == current
 
 
 @pytest.mark.slow

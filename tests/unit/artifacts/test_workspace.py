@@ -102,7 +102,20 @@ def test_no_workspace_is_called_as_the_pointer_to_one(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["meta-llama/Llama-3.1-8B", "releases/current", "./my model", "/a/b/", "..", "é", "", "-", "x" * 400, "a\nb"],
+    [
+        "meta-llama/Llama-3.1-8B",
+        "releases/current",
+        "./my model",
+        "/a/b/",
+        "..",
+        "é",
+        "",
+        "-",
+        "x" * 400,
+        "a\nb",
+        "_own",
+        "._-",
+    ],
 )
 def test_any_model_has_a_workspace_name(tmp_path, name):
     open_workspace(tmp_path, slug(name))

@@ -1,4 +1,5 @@
 import json
+import math
 import socket
 import time
 
@@ -136,6 +137,17 @@ def test_a_new_model_is_a_function_of_its_seed(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_a_trained_model_whose_published_config_has_an_infinity_is_written(tmp_path):
+    like = write_tiny(tmp_path / "like", "bamba")
+    config = json.loads((like / "config.json").read_text()) | {"time_step_limit": [0.0, math.inf]}
+    (like / "config.json").write_text(json.dumps(config))
+    checkpoint, out = Checkpoint.open(like), tmp_path / "out"
+    out.mkdir()
+    hf.save_like(checkpoint, out, hf.stored_tensors(hf.load_model(like), checkpoint.tensors).items())
+    assert Checkpoint.open(out).config == checkpoint.config
+    assert hf.load_config(out).time_step_limit[1] == math.inf
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -461,3 +461,15 @@ def test_a_choice_costs_a_look_at_each_candidate_and_one_repair(place, tmp_path,
     assert tokens["repair"] == 12 * 16 * (1 + 2), "one pass for the rotation; the fit reads parent and child"
     read = 16 * 16  # by the parent, the plain child, and the child with one part and with both
     assert tokens["held-out text"] == 3 * 8 * 16 + 4 * read
+
+
+@pytest.mark.slow
+def test_a_repair_that_is_named_takes_the_blocks_that_there_are(place, tmp_path):
+    """Only a number that was given is more than a small text can have."""
+    here, parent, few = context(tmp_path), open_source_model(place / "model"), data(place, 256)
+    assert 0 < len(blocks_of(here, few, "train", parent.path)) < 64
+    scores = importance.run(here, parent, few, ImportanceConfig(samples=2, batch_size=2, layer_removal=False))
+    config = PruneConfig(shape=SHAPE, repair="least_squares")
+    assert prune.run(here, parent, config, scores=scores, data=few).result(PruneResult).repair
+    with pytest.raises(DataError, match=r"repair_samples is 64 and the data has \d+ blocks"):
+        prune.run(here, parent, config.model_copy(update={"repair_samples": 64}), scores=scores, data=few)
