@@ -1,7 +1,7 @@
 """The child's config.json: the parent's, with the child's sizes and the fields that older readers look for."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -25,7 +25,7 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     if layers is not None:
         kept = layers.tolist()
         lists = {n: config[n] for n in family.layer_lists if isinstance(config.get(n), list)}
-        lists |= _implied_lists(parent, family, lists)
+        lists |= implied_lists(parent, family)
         config |= {n: sum(i < config[n] for i in kept) for n in family.layer_marks if isinstance(config.get(n), int)}
         config |= _kinds_of_layers(plan.child.family)
         # in the parent's words for kinds: version 5 has renamed some ("mamba"), other readers have not
@@ -33,10 +33,10 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
     return config
 
 
-def _implied_lists(parent: Mapping[str, Any], family: Family, stated: Collection[str]) -> dict[str, list[Any]]:
+def implied_lists(parent: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
     """Lists with the kinds of the parent's layers that its config leaves to transformers, which would number the
     child's layers anew; empty where a pattern, a mark or another field says the kinds."""
-    wanted = [name for name in family.layer_lists if name not in stated]
+    wanted = [name for name in family.layer_lists if not isinstance(parent.get(name), list)]
     if not wanted or family.layer_pattern or family.layer_kinds or family.layer_marks:
         return {}
     from minitron_cli.checkpoint import hf

@@ -27,6 +27,7 @@ from minitron_cli.price import subject
 from minitron_cli.price.offer import offered
 from minitron_cli.prune import limits, stream, written_child
 from minitron_cli.prune.child_builder import ChildBuilder, read_scores
+from minitron_cli.prune.child_config import implied_lists
 from minitron_cli.prune.config import PruneConfig
 from minitron_cli.prune.iterative_pruning import plan_in_rounds, shapes_between
 from minitron_cli.prune.plan import PrunePlan
@@ -101,8 +102,10 @@ def run(
         )
     if config.shape is None and config.budget is None and search is not None and not config.drop_layers:
         inputs["search"] = search.fingerprint
-    if config.rounds > 1 and (len(set(parent.family.layers)) > 1 or _prunes_heads(parent.shape, candidates)):
+    if config.rounds > 1 and (len(set(parent.family.layers)) > 1 or _prunes(parent.shape, candidates, *HEADS)):
         inputs["rounds"] = ROUNDS
+    if _prunes(parent.shape, candidates, "layer") and implied_lists(parent.checkpoint.config, parent.family):
+        inputs["kinds of layers"] = "stated"
     if config.budget:
         inputs |= retained_importance.inputs(parent.shape)
     if config.repairs:
@@ -131,10 +134,10 @@ def run(
     return made
 
 
-def _prunes_heads(parent: Shape, candidates: Sequence[Candidate]) -> bool:
-    """Whether a candidate has fewer heads of any kind."""
-    axes = [axis for axis in HEADS if axis in parent.sizes]
-    return any(one.shape.sizes[axis] != parent.sizes[axis] for one in candidates for axis in axes)
+def _prunes(parent: Shape, candidates: Sequence[Candidate], *axes: str) -> bool:
+    """Whether a candidate is smaller in one of the axes, as far as the parent has them."""
+    found = [axis for axis in axes if axis in parent.sizes]
+    return any(one.shape.sizes[axis] != parent.sizes[axis] for one in candidates for axis in found)
 
 
 def _texts(

@@ -87,7 +87,8 @@ def run(
     making = _Making(context, parent, config, texts, patterns, masks.file if masks else None, outliers)
     making.check()
     inputs = {"model": parent.fingerprint} | {split: blocks.fingerprint for split, blocks in texts.items()}
-    inputs |= expert_sums.inputs(parent.family) if texts else {}
+    if of_experts := expert_sums.inputs(parent.family) if texts else {}:
+        inputs |= of_experts | {"experts of few tokens": "by magnitude among what the metric compares"}
     inputs |= beside_parent.inputs(texts["validation"].has_loss_mask) if "validation" in texts else {}
     inputs |= {"outliers": first.fingerprint} if first and outliers else {}
     made = produce(

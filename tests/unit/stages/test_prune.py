@@ -99,7 +99,9 @@ def test_a_dry_run_foretells_what_is_written_and_touches_nothing(tmp_path, paren
 
 def test_a_dry_run_names_the_candidates_of_a_budget(tmp_path, parent, scores, monkeypatch):
     """They are those that retain most importance, most first: the product of the shares kept of hidden and ffn."""
-    blocks = type("Blocks", (), {"fingerprint": "f", "sequence_length": 16, "__len__": lambda _: 200})()
+    blocks = type(
+        "Blocks", (), {"fingerprint": "f", "sequence_length": 16, "has_loss_mask": False, "__len__": lambda _: 200}
+    )()
     monkeypatch.setattr(prune, "blocks_of", lambda *_: blocks)
     target = parent.shape.resize(ffn=32).parameters()
     config = PruneConfig(budget=Budget(target=target, tolerance=0.2), candidates=3)
