@@ -10,7 +10,7 @@ RUNS_DIR, so an interrupted study continues. Writes docs/results/real-models-dis
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,17 +142,23 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
         "|---|---|---|---|",
     )
     for arm, found in curves.items():
-        before, after = (
-            " / ".join(mean_and_interval([curve[i][key] for curve in found]) for key in ("loss", "kl")) for i in (0, -1)
-        )
+        before, after = (both(lambda key, i=i, found=found: [curve[i][key] for curve in found]) for i in (0, -1))
         yield f"| {arm} | {study.rate(arm):g} | {before} | {after} |"
     yield ""
     for key, title in (("loss", "loss"), ("kl", "KL")):
-        pairs = zip(curves[PLAIN], curves[REPAIRED], strict=True)
-        needed = [reached(repaired, key, plain[-1][key]) for plain, repaired in pairs]
+        needed = [reached(repaired, key, plain[-1][key]) for plain, repaired in pairs(curves)]
         known = [tokens for tokens in needed if tokens != float("inf")]
         text = f"{mean_and_interval(known, '{:,.0f}')} tokens" if len(known) == seeds else "more tokens than that"
         yield f"- the repaired child reaches the plain one's final {title} after {text}"
+    yield from (
+        "",
+        "| tokens | plain: loss / KL | repaired: loss / KL | repaired - plain: loss / KL |",
+        "|---|---|---|---|",
+    )
+    for i, point in enumerate(curves[PLAIN][0]):
+        cells = (both(lambda key, i=i, arm=arm: [curve[i][key] for curve in curves[arm]]) for arm in REPAIRS)
+        apart = both(lambda key, i=i: [b[i][key] - a[i][key] for a, b in pairs(curves)], "{:+.3f}")
+        yield f"| {point['tokens']:,} | {' | '.join(cells)} | {apart} |"
     yield from (
         "",
         f"Short runs of {study.trial_tokens:,} tokens chose the learning rates, by KL on other blocks. Three were "
@@ -165,11 +171,23 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
         if any(cells := list(study.tried(rate))):
             yield f"| {rate:g} | " + " | ".join(cells) + " |"
     yield from ("", f"![Held-out KL against tokens]({figure.name})", "")
+    yield "The figures of all runs are in [real-models-distillation/](real-models-distillation/)."
+    yield ""
     yield (
         f"Regenerate: `make real-models && python scripts/real_distill_study.py {name} --text T --validation V "
         f"--tokens {study.tokens} --trial-tokens {study.trial_tokens} --blocks {study.blocks}`"
     )
     draw(curves, figure)
+
+
+def both(values: Callable[[str], list[float]], form: str = "{:.3f}") -> str:
+    """Loss and KL as a cell: means over seeds with intervals."""
+    return " / ".join(mean_and_interval(values(key), form) for key in ("loss", "kl"))
+
+
+def pairs(curves: dict[str, list[list[dict[str, float]]]]) -> Iterator[tuple[list[dict[str, float]], ...]]:
+    """Curves of the plain and of the repaired child of each seed."""
+    return zip(curves[PLAIN], curves[REPAIRED], strict=True)
 
 
 def draw(curves: dict[str, list[list[dict[str, float]]]], path: Path) -> None:
