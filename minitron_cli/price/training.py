@@ -63,7 +63,7 @@ def work(
         transient=_transient(student, teacher, config, length, compute_dtype),
         disk={
             "result": student.weights_bytes,
-            "checkpoints": min(config.keep_last + 1, states) * state + min(3, bests) * best,
+            "checkpoints": min(config.keep_last + 1, states) * state + min(_bests_at_once(config), bests) * best,
         },
         remedies=_remedies(config),
         weight_remedies=_weight_remedies(config, device, has_teacher=teacher is not None and not may_spread)
@@ -91,6 +91,12 @@ def _result(
         validations=1 + math.ceil(steps / config.eval_every) if held_out_blocks else 0,
         validation_tokens=evaluated * length,
     )
+
+
+def _bests_at_once(config: DistillConfig) -> int:
+    """Best weights on disk while some are written: these, those before, and those that the newest checkpoint knows if
+    there are evaluations between two checkpoints."""
+    return 3 if config.eval_every < config.save_every else 2
 
 
 def _best_saves(config: DistillConfig, steps: int, held_out_blocks: int) -> int:

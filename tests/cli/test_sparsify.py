@@ -225,7 +225,7 @@ def test_several_processes_train_between_rounds_what_one_does(tiny: Path, tmp_pa
         f"model: {tiny / 'model'}\n"
         f"data: {{sources: [{{kind: files, paths: [{tiny / 'text.jsonl'}]}}], sequence_length: 16}}\n"
         "sparsify: {metric: magnitude, rounds: 2}\n"
-        "distill: {tokens: 128, batch_size: 4, micro_batch_size: 2, eval_blocks: 2}\n"
+        "distill: {tokens: 128, batch_size: 4, micro_batch_size: 2, eval_blocks: 2, precision: fp32}\n"
     )
     words = ("sparsify", "--recipe", recipe, "--device", "cpu", "--dtype", "float32", "--json")
     found = []

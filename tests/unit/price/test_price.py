@@ -231,6 +231,9 @@ def test_checkpoints_are_priced_at_the_tensors_that_are_saved(kind):
     assert (last.disk["checkpoints"], last.moved["checkpoints"].written) == (3 * state, 3 * state)
     assert exported.disk["checkpoints"] == 3 * state + 2 * best, "the best weights replace those of before"
     assert exported.moved["checkpoints"].written == 3 * state + 3 * best, "before the first step and twice later"
+    often = DistillConfig(**settings | {"eval_every": 5}, export="best")
+    work = training.work(student, None, often, 16, 4, compute_dtype="float32")
+    assert work.disk["checkpoints"] == 3 * state + 3 * best, "those of the newest checkpoint stay"
 
 
 def test_moments_of_8_bits_are_priced_with_their_scales():
