@@ -204,7 +204,7 @@ def test_the_fingerprint_is_of_the_data_that_are_asked_for(data, tmp_path):
         ("import sys\nassert sys.argv == ['-c']", True),
         ("import os\nos.write = None", True),
         (
-            "import os, sys, __main__\nfor fd in range(3, 4096):\n  try: os.write(fd, b'0' * 64)\n  except OSError: pass",
+            "import os\nfor fd in range(3, 4096):\n  try: os.write(fd, b'0' * 64)\n  except OSError: pass",
             False,
         ),
     ],
