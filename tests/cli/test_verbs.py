@@ -388,6 +388,13 @@ def test_an_interrupted_command_is_continued_without_saying_it_all_again(
     assert fresh.run("importance", "--samples", 4)["result"]["samples"] == 4
 
 
+@pytest.mark.parametrize("sources", ["5", "{kind: files}", "[5]", "[{kind: files, paths: 5}]"])
+def test_sources_of_a_recipe_that_are_no_list_are_refused_in_a_sentence(fresh: KeyPath, sources: str) -> None:
+    recipe = fresh.root / "wrong.yaml"
+    recipe.write_text(f"model: {fresh.model}\ndata: {{sources: {sources}}}\n")
+    assert "data.sources" in fresh.run("importance", "--recipe", recipe, code=2)
+
+
 @pytest.mark.slow
 def test_text_that_a_recipe_names_beside_it_is_found_from_another_directory(
     fresh: KeyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
