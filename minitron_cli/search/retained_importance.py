@@ -5,10 +5,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from minitron_cli import progress
+from minitron_cli.errors import ArtifactError
 from minitron_cli.model.axes import RANKED
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import BLOCK_RANKINGS, Ranking
@@ -38,11 +41,40 @@ class RetainedImportance:
         return sum(math.log(max(share, TINY)) for share in shares)
 
     def order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Candidates with their retained importance as the cost `log_retained`, those that retain most first."""
-        return sorted(
+        """Candidates with their retained importance as the cost `log_retained`, those that retain most first.
+
+        Where layers are ranked by blocks, those without a block whose length was measured are left out, unless all are.
+        """
+        ordered = sorted(
             (replace(c, costs={**c.costs, "log_retained": self(c.shape)}) for c in candidates),
             key=lambda c: (-c.costs["log_retained"], c.name),
         )
+        ranked = [c for c in ordered if self._dropped(c.shape) in self._rankable]
+        if ranked and len(ranked) < len(ordered):
+            lengths = sorted({self._dropped(c.shape) for c in ordered} - self._rankable)
+            progress.say(
+                f"leaving out {len(ordered) - len(ranked):,} of {len(ordered):,} shapes: the scores hold no "
+                f"{self.ranking.layers} of {', '.join(map(str, lengths))} layers"
+            )
+        return ranked or ordered
+
+    def _dropped(self, shape: Shape) -> int:
+        return self.parent.sizes["layer"] - shape.sizes["layer"]
+
+    @cached_property
+    def _rankable(self) -> frozenset[int]:
+        """Numbers of layers that can be dropped as they are ranked."""
+        lengths = range(self.parent.sizes["layer"])
+        if self.ranking.layers not in BLOCK_RANKINGS:
+            return frozenset(lengths)
+        return frozenset({0, *(n for n in lengths if self._is_measured(f"{self.ranking.layers}={n}"))})
+
+    def _is_measured(self, blocks: str) -> bool:
+        try:
+            self.scores.layers(blocks)
+        except ArtifactError:
+            return False
+        return True
 
     def _share(self, axis: str, size: int) -> float:
         if axis not in self._curves:

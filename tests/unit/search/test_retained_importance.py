@@ -6,11 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from minitron_cli import progress
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 from minitron_cli.prune.config import Ranking
 from minitron_cli.prune.plan import make_plan
 from minitron_cli.scores.scores import Scores
+from minitron_cli.search.feasible import Candidate
 from minitron_cli.search.retained_importance import RetainedImportance
 
 
@@ -75,3 +77,20 @@ def test_groups_that_go_take_their_heads(parent, scores):
 
 def test_the_parent_keeps_all(parent, scores):
     assert RetainedImportance(parent, scores, Ranking())(parent) == 0
+
+
+def _candidates(parent, *sizes):
+    return [Candidate((shape := parent.resize(**each)), shape.parameters(), None) for each in sizes]
+
+
+def test_shapes_without_a_block_that_was_measured_are_left_out(parent, scores, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(progress, "say", said.append)
+    measured = Scores({**scores.by_name, "layer.block_perplexity=2": torch.rand(3)})
+    found = _candidates(parent, {"layer": 3}, {"layer": 2, "ffn": 7}, {"ffn": 30}, {"layer": 1})
+    mass = RetainedImportance(parent, measured, Ranking(layers="block_perplexity"))
+    assert {c.shape.sizes["layer"] for c in mass.order(found)} == {2, 4}
+    assert said == ["leaving out 2 of 4 shapes: the scores hold no block_perplexity of 1, 3 layers"]
+    only = _candidates(parent, {"layer": 3}, {"layer": 1})
+    assert len(mass.order(only)) == 2, "none is left, so that pruning says what to measure"
+    assert len(RetainedImportance(parent, measured, Ranking()).order(found)) == 4
