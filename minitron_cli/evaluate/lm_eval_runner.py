@@ -6,6 +6,8 @@ The model is passed as an object, because lm-eval's model strings cannot hold pa
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -84,7 +86,8 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
     for task, shares in _guesses(raw, chosen).items():
         for metric, found in items.get(task, {}).items():
             if metric.startswith("acc") and found.are_right_or_wrong:
-                results[task][metric] = results[task][metric].model_copy(update={"chance": fmean(shares)})
+                chance = fmean(map(fmean, shares) if found.weights else chain(*shares))
+                results[task][metric] = results[task][metric].model_copy(update={"chance": chance})
     averaged = {task: some for task, some in items.items() if some}
     return Measurements(results=results, items=averaged, sources=_sources(raw, chosen))
 
@@ -125,15 +128,15 @@ def _scores(raw: Any, chosen: TaskSet) -> TaskItems:
     return scores
 
 
-def _guesses(raw: Any, chosen: TaskSet) -> dict[str, list[float]]:
-    """Task or group that asks multiple-choice questions alone -> probability of guessing each of its items."""
+def _guesses(raw: Any, chosen: TaskSet) -> dict[str, list[list[float]]]:
+    """Task or group that asks multiple-choice questions alone -> probability of guessing each item, by member."""
     of_tasks = {
         name: [1 / _choices(sample) for sample in samples]
         for name, samples in raw["samples"].items()
         if (task := chosen.task_dict["tasks"].get(name)) and task.OUTPUT_TYPE == "multiple_choice"
     }
     return {
-        name: [share for member in members(raw, name) for share in of_tasks[member]]
+        name: [of_tasks[member] for member in members(raw, name)]
         for name in raw["results"]
         if all(of_tasks.get(member) for member in members(raw, name))
     }
@@ -162,8 +165,11 @@ def _averaged_items(result: MetricResult, scores: TaskItems, raw: Any, task: str
     parts = [scores[name].get(metric) for name in members(raw, task) if name in scores]
     if not parts or any(items is None for items in parts) or result.value is None:
         return None
-    found = _joined([items for items in parts if items])
-    return found if math.isclose(found.mean, result.value, rel_tol=1e-9, abs_tol=1e-12) else None
+    found = [items for items in parts if items]
+    for joined in (_joined(found), _equally_weighted(found)):
+        if math.isclose(joined.mean, result.value, rel_tol=1e-9, abs_tol=1e-12):
+            return joined
+    return None
 
 
 def _joined(parts: Sequence[Items]) -> Items:
@@ -176,3 +182,9 @@ def _joined(parts: Sequence[Items]) -> Items:
         first = max(groups, default=-1) + 1
         groups += [first + g for g in (part.groups if part.groups is not None else range(len(part.values)))]
     return Items(values, groups=groups)
+
+
+def _equally_weighted(parts: Sequence[Items]) -> Items:
+    """The same with equal weights of tasks instead of items, as groups without `weight_by_size` have them."""
+    weights = [1 / len(part.values) for part in parts for _ in part.values]
+    return replace(_joined(parts), weights=weights)

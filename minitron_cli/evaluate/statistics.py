@@ -204,12 +204,16 @@ def _ratio(model: Items, parent: Items) -> tuple[float | None, float | None]:
 
 
 def _split(model: Items, parent: Items) -> tuple[int, int, float | None] | None:
-    """Items that only the model gets right, items that only the parent gets right, and McNemar's p-value."""
+    """Items that only the model gets right, items that only the parent gets right, and McNemar's p-value.
+
+    No p-value where items count unequally or together.
+    """
     if not (model.are_right_or_wrong and parent.are_right_or_wrong):
         return None
     better = sum(m > p for m, p in zip(model.values, parent.values, strict=True))
     worse = sum(m < p for m, p in zip(model.values, parent.values, strict=True))
-    return better, worse, mcnemar(better, worse) if model.documents in (None, len(model.values)) else None
+    is_plain = model.weights is None and model.documents in (None, len(model.values))
+    return better, worse, mcnemar(better, worse) if is_plain else None
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -20,6 +20,7 @@ from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.estimates import of_metric
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.measurements import Measurements
+from minitron_cli.evaluate.statistics import compare
 from minitron_cli.evaluate.task_files import fingerprint
 from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
 from tests.tiny import tiny_model
@@ -170,6 +171,31 @@ def test_a_group_without_a_metric_shows_its_members(model, tokenizer, task_dir, 
         "more_sums": None,
     }
     assert set(found.without_members.items) == {"sums", "more_sums"}
+
+
+def test_a_group_of_equally_weighted_tasks_has_items_to_compare(tokenizer, task_dir, tmp_path):
+    """Its value is the mean of the tasks' values, so that an item of the shorter task counts more."""
+    shutil.copytree(task_dir, tmp_path / "tasks")
+    equal = GROUP | {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": False}]}
+    (tmp_path / "tasks/pair.yaml").write_text(yaml.safe_dump(equal))
+    four = [item | {"choices": [*item["choices"], " 7", " 8"], "gold": i % 4} for i, item in enumerate(ITEMS)]
+    (tmp_path / "tasks/items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in four))
+    (tmp_path / "tasks/two.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS[:2]))
+    two = CHOICE | {"task": "more_sums", "dataset_kwargs": {"data_files": {"validation": "two.jsonl"}}}
+    (tmp_path / "tasks/more_sums.yaml").write_text(yaml.safe_dump(two))
+    model, other = (tiny_model("llama", vocab_size=len(tokenizer), seed=seed) for seed in (0, 1))
+    found, beside = (
+        run_tasks(each, tokenizer, [Task(name="pair")], locations=TaskLocations(tmp_path / "tasks"))
+        for each in (model, other)
+    )
+    mean = {name: metrics["acc"].value for name, metrics in found.results.items()}
+    assert mean["pair"] == (mean["sums"] + mean["more_sums"]) / 2 != np.mean([mean["sums"]] * 3 + [mean["more_sums"]])
+    assert found.results["pair"]["acc"].chance == (1 / 4 + 1 / 2) / 2
+    items = found.items["pair"]["acc"]
+    assert items.mean == pytest.approx(mean["pair"])
+    difference = compare(items, beside.items["pair"]["acc"])
+    assert difference.difference == pytest.approx(mean["pair"] - beside.results["pair"]["acc"].value)
+    assert (difference.items, difference.mcnemar) == (8, None)
 
 
 def test_items_of_one_document_are_counted_together_in_a_group_too(tokenizer, task_dir, tmp_path):
