@@ -1,6 +1,6 @@
 """A product of a workspace and the artifacts that belong to it, joined by the fingerprints that they record."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -285,17 +285,11 @@ class Product:
 
     def named_for(self, evaluation: Artifact) -> list[str]:
         """Names of the models of an evaluation; none if they are those that `minitron eval` takes by itself."""
-        given = {
-            label.removeprefix("model "): known
-            for label, known in evaluation.manifest.inputs.items()
-            if label.startswith("model ") and label not in (f"model {PARENT}", f"model {ORIGINAL}")
-        }
         made = {
             known: one for stage in _MODELS for one in self.workspace.artifacts(stage) for known in fingerprints(one)
         }
-        if given.keys() <= {"pruned", "sparse", STUDENT, "distilled"}:
-            return []
-        return [place_of_verb(made[one]) if one in made else self.name(one) or "MODEL" for one in given.values()]
+        wanted = named_models(evaluation.manifest.inputs)
+        return [place_of_verb(made[one]) if one in made else self.name(one) or "MODEL" for one in wanted]
 
     def directory(self, model: str) -> Path | None:
         """Directory of the model with this fingerprint that the user gave, if it is on this machine."""
@@ -330,6 +324,16 @@ def _with_continued(starts: set[str], steps: Sequence[Artifact]) -> set[str]:
 def place(artifact: Path) -> str:
     """Path of an artifact from the directory in which minitron was run: `runs/NAME/distill/distilled-4f1a22c0`."""
     return "/".join(artifact.absolute().parts[-4:])
+
+
+def named_models(inputs: Mapping[str, str]) -> list[str]:
+    """Fingerprints of the models that an evaluation was given, by its inputs; none if `minitron eval` took its own."""
+    besides = {
+        label.removeprefix("model "): known
+        for label, known in inputs.items()
+        if label.startswith("model ") and label not in (f"model {PARENT}", f"model {ORIGINAL}")
+    }
+    return [] if besides.keys() <= {"pruned", "sparse", STUDENT, "distilled"} else list(besides.values())
 
 
 def place_of_verb(made: Artifact) -> str:

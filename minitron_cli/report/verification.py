@@ -12,6 +12,7 @@ from minitron_cli.artifacts.verification import Checked
 from minitron_cli.artifacts.workspace import GIVEN, SETTINGS, STUDY_RUNS, Workspace
 from minitron_cli.data import token_file
 from minitron_cli.errors import ArtifactError, CheckpointError
+from minitron_cli.report.product import named_models
 from minitron_cli.report.provenance import given_text
 from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.results.verification import Finding, Verification
@@ -35,8 +36,9 @@ def verify(workspace: Workspace) -> Verification:
         damaged_tokens = [finding for path in tokens if (finding := _of_tokens(path, step))]
     damaged = [(one, one.damage, True) for one in checked if one.damage]
     lost = [(one, (problem,), False) for one, problem in _lost_inputs(checked, given)]
-    found = [_finding(workspace, given, *each) for each in (*damaged, *lost)]
-    found += [_finding(runs, given, one, one.damage, True) for one in checked_runs if one.damage]
+    models = given | {known: str(one.path) for one in checked for known in one.fingerprints}
+    found = [_finding(workspace, given, models, *each) for each in (*damaged, *lost)]
+    found += [_finding(runs, given, models, one, one.damage, True) for one in checked_runs if one.damage]
     return Verification(
         workspace=str(workspace.root),
         artifacts=len(checked) + len(checked_runs),
@@ -78,17 +80,23 @@ def _pointers(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _finding(
-    workspace: Workspace, given: Mapping[str, Any], checked: Checked, problems: Sequence[str], is_damaged: bool
+    workspace: Workspace,
+    given: Mapping[str, Any],
+    models: Mapping[str, Any],
+    checked: Checked,
+    problems: Sequence[str],
+    is_damaged: bool,
 ) -> Finding:
-    words = [manifests.command_of(checked.stage), *_settings_of(checked, given), "--run", workspace.name]
+    words = [manifests.command_of(checked.stage), *_settings_of(checked, given, models), "--run", workspace.name]
     if workspace.root.parent != Path("runs"):
         words += ["--runs-dir", shlex.quote(str(workspace.root.parent))]
     return Finding(path=str(checked.path), problems=tuple(problems), is_damaged=is_damaged, command=" ".join(words))
 
 
-def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
+def _settings_of(checked: Checked, given: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[str]:
     """Arguments with every setting of an artifact's stage, and with what the user gave for its inputs.
 
+    `models`: also the paths of those that the workspace made, by their fingerprints, which an evaluation may name.
     None of a teacher, which a script makes that takes others.
     """
     if checked.manifest is None or checked.stage == "teacher":
@@ -97,6 +105,8 @@ def _settings_of(checked: Checked, given: Mapping[str, Any]) -> Iterator[str]:
     model = inputs.get("model", "")
     if checked.stage == "importance" or (checked.stage in ("sparsify", "correct") and model in given):
         yield shlex.quote(str(given.get(model, model.partition("@")[0])))
+    if checked.stage == "evaluate":
+        yield from (shlex.quote(str(models.get(known, "MODEL"))) for known in named_models(inputs))
     yield from text_settings(given_text(inputs, given) or {})
     if checked.stage in ("distill", "teach") and isinstance(teacher := given.get(inputs["teacher"]), str):
         yield from ("--teacher", shlex.quote(teacher))

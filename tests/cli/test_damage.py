@@ -195,6 +195,20 @@ def test_the_command_that_verify_names_makes_it_again(runs: Path) -> None:
     assert api.verify(runs / "model").findings == ()
 
 
+def test_the_command_for_an_evaluation_names_the_models_that_it_was_given(runs: Path, tiny: Path) -> None:
+    (pruned,) = (path.parent for path in runs.glob("*/prune/*/model.safetensors"))
+    other = Path(shutil.copytree(tiny / "model", runs.parent / "another model"))
+    old = set(runs.glob("*/evaluate/*/manifest.json"))
+    made = invoke("eval", pruned, other, "blocks=1", "--runs-dir", runs)
+    assert made.exit_code == 0, made.stderr
+    (manifest,) = set(runs.glob("*/evaluate/*/manifest.json")) - old
+    flip(manifest.parent / "items.json", random.Random(0))
+    (finding,) = api.verify(runs / "model").damaged
+    again = invoke(*shlex.split(finding.command)[1:])
+    assert "evaluate: wrote" in again.stderr, again.stderr
+    assert set(runs.glob("*/evaluate/*/manifest.json")) == {*old, manifest}
+
+
 def test_an_input_that_is_gone_is_told_and_no_damage(runs: Path) -> None:
     (manifest,) = runs.glob("*/importance/*/manifest.json")
     shutil.rmtree(manifest.parent)
