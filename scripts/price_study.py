@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "importance, layers removed": ("importance", "MODEL", "--samples", "2", "batch_size=2", "layer_removal=true"),
     "prune": ("prune", "--shape", "ffn=FFN", "repair=none"),
     "prune, repaired": ("prune", "--shape", "ffn=FFN", "repair=least_squares", "repair_samples=8"),
-    "distill": ("distill", "--steps", "3", "batch_size=2", "micro_batch_size=1", "eval_blocks=4", "warmup_steps=0"),
+    "distill": ("distill", "--steps", "8", "batch_size=2", "micro_batch_size=1", "eval_blocks=4", "warmup_steps=0"),
     "eval": ("eval", "blocks=16"),
 }
 AGREEMENT = 1.5  # factor within which an estimate is to be

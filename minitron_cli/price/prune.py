@@ -63,14 +63,15 @@ def work(pruning: Pruning) -> Work:
     result = _result(pruning, number)
     scored = zip(pruning.candidates, pruning.score_repairs, strict=True) if pruning.is_choice else ()
     fitted = [*scored, (child, repairs)]
+    reads_text = pruning.length > 0
     return Work(
         what=_what(pruning, child),
         passes=(*derive.passes(result), *fit.passes_again(fitted, pruning.fit_tokens, pruning.length)),
         model=parent.runs(pruning.batch_size, max(pruning.length, 2)),
         moved={
-            "read the parent": Moved(starts=int(pruning.length > 0), read=parent.weights_bytes),
+            "read the parent": Moved(starts=int(reads_text), read=parent.weights_bytes),
             "statistics": fit.statistics(parent.shape, fitted, pruning.fit_tokens),
-            "write and check the child": Moved(read=child_bytes, written=child_bytes),
+            "write and check the child": Moved(starts=int(not reads_text), read=child_bytes, written=child_bytes),
         },
         certain=_certain(pruning, child_bytes),
         transient=_transient(pruning, child),

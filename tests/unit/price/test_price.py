@@ -19,6 +19,7 @@ from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.price import estimate, offer, subject, training
+from minitron_cli.price import prune as prunings
 from minitron_cli.price.work import Moved, Subject, Work
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.price import Part, Price
@@ -115,6 +116,17 @@ def shape_of(model):
     from minitron_cli.model.shape import Shape
 
     return Shape.of(family_of(model.config), model.config)
+
+
+@pytest.mark.parametrize("length", [0, 16])
+def test_a_pruning_starts_a_model_once_with_or_without_text(length):
+    """Without text its export check does, which runs the child."""
+    parent = opened()
+    child = parent.shape.resize(ffn=32)
+    pruning = prunings.Pruning(parent, [child], score_repairs=[()], repairs=[()], length=length)
+    assert [part for part, moved in prunings.work(pruning).moved.items() if moved.starts] == [
+        "read the parent" if length else "write and check the child"
+    ]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mixtral"])
