@@ -38,8 +38,8 @@ QWEN, GEMMA = "qwen2.5-0.5b", "gemma-3-270m"
 CELLS = (
     *(f"{QWEN}:{shape}" for shape in ("hidden=768", "ffn=3648", "layer=18", "head=10", "hidden=768,ffn=3648,layer=18")),
     *(f"{QWEN}:{shape}" for shape in ("hidden=640", "ffn=2432", "layer=12", "head=6", "hidden=640,ffn=2432,layer=12")),
-    *(f"{GEMMA}:{shape}" for shape in ("hidden=512", "ffn=1536", "layer=12", "head=3", "hidden=512,ffn=1536,layer=12")),
-    *(f"{GEMMA}:{shape}" for shape in ("hidden=448", "ffn=1024", "layer=6", "head=2", "hidden=448,ffn=1024,layer=6")),
+    *(f"{GEMMA}:{shape}" for shape in ("hidden=512", "ffn=1536", "layer=12", "head=2", "hidden=512,ffn=1536,layer=12")),
+    *(f"{GEMMA}:{shape}" for shape in ("hidden=448", "ffn=1024", "layer=6", "head=1", "hidden=448,ffn=1024,layer=6")),
 )
 TIMED_BLOCKS = 8
 HEAD = (

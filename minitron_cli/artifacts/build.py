@@ -13,16 +13,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from minitron_cli import __version__, canonical_json, io, process_rank, progress
-from minitron_cli.artifacts import file_hashes
+from minitron_cli.artifacts import agreement, file_hashes
 from minitron_cli.artifacts.artifact import Artifact, commit
 from minitron_cli.artifacts.elapsed_time import Clock, devices
-from minitron_cli.artifacts.manifest import SCHEMA_VERSION, Manifest, key_of, sealed, unsealed
+from minitron_cli.artifacts.manifest import MANIFEST, SCHEMA_VERSION, Manifest, key_of, sealed, unsealed
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.device import settle_threads
-from minitron_cli.errors import ArtifactError, DryRunStop
+from minitron_cli.errors import ArtifactError, DryRunStop, RunFailed
 from minitron_cli.results.base import Result
 from minitron_cli.results.price import Price
 from minitron_cli.results.run_record import ExportCheck, RunRecord, SpeedRecord, ThroughputRecord
+
+FOUND, MADE, DONE = "found", "made", "done"
+"""What the first process tells the others of an artifact."""
 
 Remember = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """`StageBuild.remember`: the value kept under a name; computed and kept if there is none."""
@@ -132,14 +135,17 @@ def produce(
     label: str = "",
     forecast: Callable[[], Mapping[str, Any]] = dict,
     price: Callable[[], Price | None] = lambda: None,
+    given: Callable[[], Mapping[str, Any]] = dict,
     together: bool = False,
 ) -> Artifact:
     """Artifact of a config and its inputs (name -> fingerprint): an existing one, or built and committed.
 
     `version` is raised by hand when the stage's code writes other bytes for the same config and inputs.
     `forecast` returns what a dry run reports of the artifact; `price` what it is going to take, and refuses what cannot
-    be done. DryRunStop in a dry run if the artifact has to be built.
-    With several processes the first one builds; the others wait, or run `build` as well if `together` is true.
+    be done. DryRunStop in a dry run if the artifact has to be built. `given` is recorded when it is finished
+    (`Context.record`).
+    With several processes the first one decides and builds; the others wait until all is written, or run `build` as
+    well if `together` is true. RunFailed if they are to make another artifact.
     """
     resolved = config.model_dump(mode="json")
     key = key_of(stage, version, resolved, inputs)
@@ -157,19 +163,28 @@ def produce(
         files={},
     )
     stale = _inode(final)  # an artifact that this run replaces
-    if stale and not context.overwrite and (found := _sound(final, key)):
+    if not (context.dry_run or process_rank.is_first_process()):
+        return _follow(context, manifest, final, scratch, build if together else None)
+    found = None if context.overwrite or not stale else _sound(final, key)
+    if found:
         progress.say(f"{stage}: up to date ({final})")
-        if not context.dry_run:
-            _settle(context, found, scratch)
-        return found
     if context.dry_run:
+        if found:
+            return found
         raise DryRunStop(stage, final, _changes(context.workspace, manifest), forecast(), price())
-    if not process_rank.is_first_process():
-        return _follow(context, final, stale, scratch, build if together else None)
-    artifact = _build(context, manifest, final, stale, scratch, build, price)
+    agreement.tell(f"{_named(manifest)} {FOUND if found else MADE}")
+    artifact = found or _build(context, manifest, final, stale, scratch, build, price)
     _settle(context, artifact, scratch)
-    progress.say(f"{stage}: wrote {final}")
+    context.record(given())
+    agreement.tell(DONE, until_heard=True)
+    if not found:
+        progress.say(f"{stage}: wrote {final}")
     return artifact
+
+
+def _named(manifest: Manifest) -> str:
+    """Name of an artifact in messages between processes."""
+    return f"{manifest.stage} {manifest.key}"
 
 
 def _sound(path: Path, key: str) -> Artifact | None:
@@ -187,13 +202,12 @@ def _sound(path: Path, key: str) -> Artifact | None:
 
 def _settle(context: Context, artifact: Artifact, scratch: Path) -> None:
     """Make a finished artifact the current one and remove temporary files of this and of interrupted runs."""
-    if process_rank.is_first_process():
-        artifact.mark_used()
-        if not context.is_between:
-            context.workspace.point(artifact)
-        io.remove_tree(scratch)
-        for directory in (artifact.path.parent, context.workspace.root):
-            io.sweep(directory)
+    artifact.mark_used()
+    if not context.is_between:
+        context.workspace.point(artifact)
+    io.remove_tree(scratch)
+    for directory in (artifact.path.parent, context.workspace.root):
+        io.sweep(directory)
 
 
 def _build(
@@ -237,16 +251,23 @@ def _inode(path: Path) -> int | None:
 
 
 def _follow(
-    context: Context, final: Path, stale: int | None, scratch: Path, build: Callable[[StageBuild], Result] | None
+    context: Context, wanted: Manifest, final: Path, scratch: Path, build: Callable[[StageBuild], Result] | None
 ) -> Artifact:
-    """Artifact that the first process commits. The others wait, or also run `build` and discard its files."""
-    if build:
+    """Artifact that the first process has or makes. The others wait, or also run `build` and discard its files."""
+    name, _, how = agreement.hear().rpartition(" ")
+    if name != _named(wanted):
+        raise RunFailed(
+            f"the processes do not agree: the first is to make {name}, another one {_named(wanted)}; give all of them "
+            "the same command, files and environment"
+        )
+    if build and how == MADE:
         settle_threads()
         with tempfile.TemporaryDirectory() as unused:
             build(StageBuild(Path(unused), scratch, context.resume))
-    while _inode(final) in (None, stale):  # if the first process fails, the launcher ends all
+    agreement.hear()  # if the first process fails, the launcher ends all
+    while not (final / MANIFEST).is_file():  # until it is seen on the disk of another machine
         progress.raise_if_stopped()
-        time.sleep(0.05)
+        time.sleep(agreement.POLL_SECONDS)
     return Artifact.open(final)
 
 

@@ -52,9 +52,9 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Correct
         build=build,
         label=LABEL,
         price=lambda: offered_training(context, parent, None, config, train_blocks, len(validation_blocks)),
+        given=lambda: {parent.fingerprint: parent.name, **given_texts(data, (train_blocks, validation_blocks))},
         together=True,
     )
-    context.record({parent.fingerprint: parent.name, **given_texts(data, (train_blocks, validation_blocks))})
     training_run.warn_if_worse(made.result(CorrectionResult), config.section)
     return made
 

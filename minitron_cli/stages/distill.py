@@ -58,6 +58,9 @@ def run(
         **training_run.key_inputs(config, start.shape),
     }
     runs = None if signals else teacher
+    named = {teacher.fingerprint: teacher.name}
+    if not start.path.is_relative_to(context.workspace.root):
+        named[start.fingerprint] = start.name
     made = produce(
         context,
         stage=STAGE,
@@ -67,11 +70,9 @@ def run(
         build=build,
         label=label,
         price=lambda: offered_training(context, start, runs, config, train_blocks, len(validation_blocks)),
+        given=lambda: {**named, **given_texts(data, (train_blocks, validation_blocks))},
         together=True,
     )
-    given = {} if start.path.is_relative_to(context.workspace.root) else {start.fingerprint: start.name}
-    named = {**given, teacher.fingerprint: teacher.name}
-    context.record({**named, **given_texts(data, (train_blocks, validation_blocks))})
     training_run.warn_if_worse(made.result(TrainingResult), config.section)
     return made
 

@@ -88,7 +88,12 @@ def run(
         )
 
     inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
-    made = produce(
+    named = {s.fingerprint: s.name for s in subjects.values() if not s.path.is_relative_to(context.workspace.root)}
+    given = named | given_texts(data, () if blocks is None else [blocks])
+    name = others_beside(parent.fingerprint)
+    if beside or context.workspace.given.get(name):
+        given |= {name: {label: found.model_dump(mode="json") for label, found in beside.items()}}
+    return produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -97,13 +102,8 @@ def run(
         build=build,
         forecast=benchmark.forecast,
         price=lambda: _price(benchmark, subjects),
+        given=lambda: given,
     )
-    named = {s.fingerprint: s.name for s in subjects.values() if not s.path.is_relative_to(context.workspace.root)}
-    context.record(named | given_texts(data, () if blocks is None else [blocks]))
-    name = others_beside(parent.fingerprint)
-    if beside or context.workspace.given.get(name):
-        context.record({name: {label: found.model_dump(mode="json") for label, found in beside.items()}})
-    return made
 
 
 def _with_suite(config: EvaluateConfig, allow_code: bool) -> EvaluateConfig:

@@ -93,7 +93,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
             parent_loss=scores.parent_nll,
         )
 
-    made = produce(
+    return produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -101,10 +101,9 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
         inputs=inputs,
         build=build,
         price=lambda: scoring.price(blocks.sequence_length),
+        given=lambda: {parent.fingerprint: parent.name, **given_texts(data, [blocks])},
         together=True,
     )
-    context.record({parent.fingerprint: parent.name, **given_texts(data, [blocks])})
-    return made
 
 
 def _check_learned(parent: Shape, config: LearnedMasks) -> None:

@@ -62,6 +62,7 @@ def run(
     # Numbered, since lines and planes begin at the first.
     numbered = enumerate(models.items())
     fingerprints = {f"model {number} {label}": model.fingerprint for number, (label, model) in numbered}
+    named = {model.fingerprint: model.name for model in models.values()}
     made = produce(
         context,
         stage=STAGE,
@@ -71,9 +72,8 @@ def run(
         build=measuring.build,
         forecast=measuring.forecast,
         price=measuring.price,
+        given=lambda: {**named, **given_texts(data, [blocks])},
     )
-    given = {model.fingerprint: model.name for model in models.values()}
-    context.record({**given, **given_texts(data, [blocks])})
     _warn(made.result(LandscapeResult), config)
     return made
 

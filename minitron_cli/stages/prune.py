@@ -119,7 +119,7 @@ def run(
         check_samples(calibration.samples, texts["train"], "importance.samples")
     pruning = _Pruning(builder, config, candidates, calibration, texts, original, plain)
     pruning.check()
-    made = produce(
+    return produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -129,9 +129,8 @@ def run(
         label=label,
         forecast=pruning.forecast,
         price=pruning.price,
+        given=lambda: given_texts(data, texts.values()),
     )
-    context.record(given_texts(data, texts.values()))
-    return made
 
 
 def _prunes(parent: Shape, candidates: Sequence[Candidate], *axes: str) -> bool:

@@ -163,9 +163,9 @@ def run(
         inputs=inputs,
         build=build,
         price=price,
+        given=lambda: given_texts(data, (train_blocks, validation)),
         together=True,
     )
-    context.record(given_texts(data, (train_blocks, validation)))
     _warn_if_worse(made.result(SearchResult))
     return made
 

@@ -91,7 +91,7 @@ def run(
         inputs |= of_experts | {"experts of few tokens": "by magnitude among what the metric compares"}
     inputs |= beside_parent.inputs(texts["validation"].has_loss_mask) if "validation" in texts else {}
     inputs |= {"outliers": first.fingerprint} if first and outliers else {}
-    made = produce(
+    return produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -101,9 +101,8 @@ def run(
         label=label,
         forecast=making.forecast,
         price=making.price,
+        given=lambda: {parent.fingerprint: parent.name, **given_texts(data, texts.values())},
     )
-    context.record({parent.fingerprint: parent.name, **given_texts(data, texts.values())})
-    return made
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def run(
     texts = {split: blocks_of(context, data, split, teacher.path) for split in SPLITS}
     config = _resolved(config, training, texts["train"])
     making = _Making(context, teacher, config, texts)
-    made = produce(
+    return produce(
         context,
         stage=STAGE,
         version=VERSION,
@@ -59,10 +59,9 @@ def run(
         label=LABEL,
         forecast=making.forecast,
         price=making.price,
+        given=lambda: {teacher.fingerprint: teacher.name, **given_texts(data, texts.values())},
         together=True,
     )
-    context.record({teacher.fingerprint: teacher.name, **given_texts(data, texts.values())})
-    return made
 
 
 def _resolved(config: TeachConfig, training: DistillConfig | None, blocks: Blocks) -> TeachConfig:

@@ -3,18 +3,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import ClassVar
 
 import pytest
 
-from minitron_cli import io, process_rank, progress
+from minitron_cli import io, progress
+from minitron_cli.artifacts import agreement
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, DryRunStop, StageBuild, produce
 from minitron_cli.artifacts.workspace import Workspace
-from minitron_cli.errors import CheckpointError, Interrupted
+from minitron_cli.errors import CheckpointError, Interrupted, RunFailed
 from minitron_cli.results.base import Result
 from minitron_cli.results.run_record import ExportCheck
 from minitron_cli.spec import Spec
+from tests.processes import together
 
 
 class Inner(Spec):
@@ -65,7 +68,9 @@ class Bench:
         work.measured.export_check = ExportCheck(compared="whole", seconds=7.0)
         return Counted(n=3)
 
-    def __call__(self, config=None, *, build=None, inputs=None, version=1, label="", together=False, **context):
+    def __call__(
+        self, config=None, *, build=None, inputs=None, version=1, label="", given=None, together=False, **context
+    ):
         return produce(
             Context(**self.context | context),
             stage="prune",
@@ -74,6 +79,7 @@ class Bench:
             inputs=inputs or {"model": "m"},
             build=build or self.build,
             label=label,
+            given=lambda: given or {},
             together=together,
         )
 
@@ -378,56 +384,91 @@ class TestOtherProcesses:
         assert run(build=slow).result(Counted) == Counted(n=8)
         assert not [name for name in left(tmp_path / "ws") if ".tmp" in name]
 
-    def test_followers_work_along_and_wait_for_the_first(self, run, monkeypatch):
-        def build(work):
-            worked.append(process_rank.is_first_process())
-            return Bench.build(run, work)
+    def test_followers_work_along_and_wait_for_the_first(self, run):
+        def each(rank):
+            def build(work):
+                worked.append(rank)
+                time.sleep(0.3 * (rank == 0))
+                return Bench.build(run, work)
 
-        worked, results = [], []
-        monkeypatch.setenv("RANK", "1")
-        follower = threading.Thread(target=lambda: results.append(run(build=build, together=True)))
-        follower.start()
-        while not worked:
-            pass
-        follower.join(0.3)
-        assert follower.is_alive()
-        monkeypatch.setenv("RANK", "0")
-        artifact = run(build=build, together=True)
-        follower.join(10)
-        assert results == [artifact]
-        assert worked == [False, True]
+            worked = []
+            return run(build=build, together=True), worked
 
-    def test_followers_only_wait_where_one_process_does_it_all(self, run, monkeypatch):
-        results = []
-        monkeypatch.setenv("RANK", "1")
-        follower = threading.Thread(target=lambda: results.append(run()))
-        follower.start()
-        follower.join(0.3)
-        assert follower.is_alive()
-        monkeypatch.setenv("RANK", "0")
+        (artifact, first), (same, other) = together(2, each)
+        assert artifact == same == run()
+        assert (first, other) == ([0], [1])
+
+    def test_followers_only_wait_where_one_process_does_it_all(self, run):
+        def each(rank):
+            return run(), run.built
+
+        assert together(2, each) == [(run(), 1), (run(), 0)]
+
+    @pytest.mark.parametrize("slow", ["point", "save_given"])
+    def test_followers_wait_for_what_is_written_after_the_artifact(self, run, monkeypatch, slow):
+        """On a slow disk they read the pointers and records of before, and later stages had other keys."""
+
+        def slowly(*args):
+            time.sleep(0.5)
+            return fast(*args)
+
+        def each(rank):
+            made = run(given={"model": "given"})
+            return made == workspace.current("prune"), workspace.given
+
+        workspace, fast = run.context["workspace"], getattr(Workspace, slow)
+        monkeypatch.setattr(Workspace, slow, slowly)
+        assert together(2, each) == [(True, {"model": "given"})] * 2
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_follower_may_come_late(self, run, overwrite):
+        """It took what the first process had made meanwhile for what was to be replaced, and waited forever."""
+
+        def each(rank):
+            time.sleep(0.5 * rank)
+            return run(overwrite=overwrite)
+
         artifact = run()
-        follower.join(10)
-        assert results == [artifact]
-        assert run.built == 1
+        assert together(2, each, timeout_s=20) == [artifact] * 2
 
-    def test_a_follower_that_is_asked_to_stop_waits_no_longer(self, run, monkeypatch):
-        monkeypatch.setenv("RANK", "1")
-        progress.request_stop(signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            run()
+    def test_processes_that_make_different_artifacts_are_refused(self, run):
+        def each(rank):
+            threading.Timer(2, progress.request_stop, [signal.SIGTERM]).start()  # as the launcher would
+            try:
+                run(Config(size=rank))
+            except (RunFailed, Interrupted) as e:
+                return str(e)
 
-    def test_followers_wait_for_the_new_where_the_old_is_damaged(self, run, monkeypatch):
-        artifact, results = run(), []
+        _, refused = together(2, each)
+        assert "the processes do not agree: the first is to make prune" in refused
+
+    def test_processes_that_are_asked_to_stop_wait_no_longer(self, run):
+        """A follower for the first process, which works; the first for others, which have not heard that it is done."""
+
+        def each(rank):
+            threading.Timer(0.5, progress.request_stop, [signal.SIGTERM]).start()
+            try:
+                agreement.hear()
+                run() if rank == 0 else agreement.hear()
+            except Interrupted:
+                return "stopped"
+
+        def first_works(rank):
+            agreement.tell("begun") if rank == 0 else None
+            return each(rank) if rank else time.sleep(1)
+
+        def others_are_late(rank):
+            if rank:
+                return agreement.tell("begun") or time.sleep(1)
+            return each(rank)
+
+        assert together(2, first_works)[1] == "stopped"
+        assert together(2, others_are_late)[0] == "stopped"
+
+    def test_followers_wait_for_the_new_where_the_old_is_damaged(self, run):
+        artifact = run()
         (artifact.path / "data").unlink()
-        monkeypatch.setenv("RANK", "1")
-        follower = threading.Thread(target=lambda: results.append(run()))
-        follower.start()
-        follower.join(0.3)
-        assert follower.is_alive()
-        monkeypatch.setenv("RANK", "0")
-        run()
-        follower.join(10)
-        assert results == [artifact]
+        assert together(2, lambda rank: run()) == [artifact] * 2
 
 
 def test_a_build_offers_a_fresh_directory_and_a_scratch_beside_it(run):
