@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import kendalltau
+from torch import Tensor
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import Batches, calibration_ids
 from minitron_cli.data.sources import DataConfig
-from minitron_cli.importance.layer_removal import advance_, layer_blocks
+from minitron_cli.importance.layer_removal import advance_, evenly, layer_blocks, starts
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of
 from minitron_cli.layerwise.calibration_errors import check_samples
@@ -57,15 +58,19 @@ def losses(model: Any, parent: SourceModel, head: Head, tokens: Tokens) -> np.nd
     return torch.stack([head.nll(end_BTD[0, :-1], labels_T) for end_BTD in ends]).numpy()
 
 
-def measured(context: Context, parent: SourceModel, data: DataConfig, samples: int, dtype: str) -> np.ndarray:
-    """Losses [S, V, T - 1] of all samples; those on disk are not measured again."""
+def measured(
+    context: Context, parent: SourceModel, data: DataConfig, samples: int, dtype: str
+) -> tuple[np.ndarray, Tensor]:
+    """Losses [S, V, T - 1] of all samples, without measuring those on disk again; starts of their positions [S]."""
     blocks = blocks_of(context, data, "train", parent.path)
     check_samples(samples, blocks, "--samples")
     batches = Batches(blocks, calibration_ids(0, samples, len(blocks)), 1)
     folder = context.workspace.root / f"removal-{parent.fingerprint[:8]}-{blocks.sequence_length}-{dtype}"
     folder.mkdir(parents=True, exist_ok=True)
     model = head = None
+    starts_S = []
     for i, batch in enumerate(batches):
+        starts_S.append(starts(batch.input_ids_BT))
         path = folder / f"{i}.npy"
         if path.is_file():
             continue
@@ -77,10 +82,16 @@ def measured(context: Context, parent: SourceModel, data: DataConfig, samples: i
             np.save(file, found)
         path.with_suffix(".part").rename(path)
         print(f"sample {i + 1} of {samples}", flush=True)
-    return np.stack([np.load(folder / f"{i}.npy") for i in range(samples)])
+    return np.stack([np.load(folder / f"{i}.npy") for i in range(samples)]), torch.cat(starts_S)
 
 
-def table(losses_SVT: np.ndarray, parent: SourceModel) -> Iterator[str]:
+def at_positions(losses_SVT: np.ndarray, starts_S: Tensor, positions: int) -> np.ndarray:
+    """Losses at the positions that the stage takes in each sample, [S, V, positions]."""
+    taken_ST = evenly(torch.ones(len(losses_SVT), losses_SVT.shape[2], dtype=torch.bool), positions, starts_S).numpy()
+    return np.stack([losses_VT[:, taken_T] for losses_VT, taken_T in zip(losses_SVT, taken_ST, strict=True)])
+
+
+def table(losses_SVT: np.ndarray, starts_S: Tensor, parent: SourceModel) -> Iterator[str]:
     """Rows of the Markdown table, and one for each number of samples and of positions."""
     samples, variants, positions = losses_SVT.shape
     full_V, length = increase(losses_SVT), positions + 1
@@ -92,9 +103,9 @@ def table(losses_SVT: np.ndarray, parent: SourceModel) -> Iterator[str]:
     for count in [n for n in SAMPLES if n <= samples]:
         for places in [n for n in POSITIONS if n < length] + [positions]:
             subsets = list(islice(draws(samples, count), DRAWS))
-            at = np.linspace(0, positions - 1, places).round().astype(int)
-            taus = [float(kendalltau(increase(losses_SVT[rows][:, :, at]), full_V).statistic) for rows in subsets]
-            errors = [standard_error(losses_SVT[rows][:, :, at]) for rows in subsets] if count > 1 else [np.nan]
+            some_SVN = at_positions(losses_SVT, starts_S, places)
+            taus = [float(kendalltau(increase(some_SVN[rows]), full_V).statistic) for rows in subsets]
+            errors = [standard_error(some_SVN[rows]) for rows in subsets] if count > 1 else [np.nan]
             share = count * (decoder * length + head * places) / (samples * (decoder * length + head * positions))
             yield (
                 f"| {count} | {places} | {statistics.mean(taus):.3f}, {min(taus):.3f} | "
@@ -137,7 +148,7 @@ def main() -> None:
     parent = open_source_model(str(options.model))
     found = measured(Context(Workspace(options.workspace)), parent, data, options.samples, options.dtype)
     print(f"{options.model.name}: {options.samples} x {options.sequence_length} tokens, {options.dtype}\n")
-    print("\n".join(table(found, parent)))
+    print("\n".join(table(*found, parent)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ class ImportanceConfig(CalibrationConfig):
     removal_samples: int = Field(64, ge=1)
     """Number of the samples on which layers and blocks are removed, and the ends of blocks compared."""
     removal_positions: int = Field(64, ge=1)
-    """Number of predicted tokens of each of them whose loss is taken, evenly spaced; the same for every removal."""
+    """Number of predicted tokens of each of them whose loss is taken, evenly spaced from another one on in each sample;
+    the same for every removal."""
     blocks: tuple[int, ...] = ()
     """Also measure the perplexity without each contiguous block of n layers, for every n listed; each n costs as much
     as layer_removal."""

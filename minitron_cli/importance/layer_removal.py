@@ -114,8 +114,8 @@ class LayerRemoval:
     """Change in perplexity when single layers or blocks are removed (Muralidharan et al. 2024, sec. 2.2).
 
     The loss is taken over tokens of the loss mask that have a predecessor in their own document: of the first `samples`
-    samples (None: all), `positions` in each (None: all), evenly spaced and the same for every removal, so that the
-    noise of the text is in both losses of a difference.
+    samples (None: all), `positions` in each (None: all), evenly spaced from another one on in each sample (`starts`)
+    and the same for every removal, so that the noise of the text is in both losses of a difference.
     """
 
     name = "layer_removal"
@@ -162,7 +162,8 @@ class LayerRemoval:
 
     def add(self, tokens: Tokens, hidden_BTD: Tensor, variants: Iterable[Tensor]) -> None:
         """Accumulate one batch: the head's input of the whole model, and the last layer's output without each block."""
-        counts = evenly(is_predicted(tokens.position_ids_BT, tokens.loss_mask_BT), self._positions)
+        predicted = is_predicted(tokens.position_ids_BT, tokens.loss_mask_BT)
+        counts = evenly(predicted, self._positions, starts(tokens.input_ids_BT))
         if self._samples is not None:  # a batch is run whole, so that what is counted does not depend on its size
             counts = counts[: self._samples - self._sums.count]
         ends = [self._nll(tokens, counts, self._final_norm(variant_BTD)) for variant_BTD in variants]
@@ -204,15 +205,36 @@ class LayerRemoval:
         return found | {"parent.nll": nll_V[-1]}
 
 
-def evenly(counts_BT: Tensor, most: int | None) -> Tensor:
-    """At most `most` of the true entries of each row, evenly spaced (None: all), bool [B, T]."""
+def evenly(counts_BT: Tensor, most: int | None, start_B: Tensor) -> Tensor:
+    """At most `most` of the true entries of each row, evenly spaced (None: all), bool [B, T].
+
+    `start_B`: integers of at least 0, by which rows differ in the entries that they take.
+    """
     if most is None:
         return counts_BT
     rank_BT, found_B1 = counts_BT.cumsum(1), counts_BT.sum(1, keepdim=True)
-    kept_B1 = found_B1.clamp(max=most)
-    step_BT = (rank_BT * kept_B1).div(found_B1.clamp(min=1), rounding_mode="floor")
-    before_BT = ((rank_BT - 1) * kept_B1).div(found_B1.clamp(min=1), rounding_mode="floor")
+    kept_B1, divisor_B1 = found_B1.clamp(max=most), found_B1.clamp(min=1)
+    start_B1 = start_B[:, None] % divisor_B1
+    step_BT = (rank_BT * kept_B1 + start_B1).div(divisor_B1, rounding_mode="floor")
+    before_BT = ((rank_BT - 1) * kept_B1 + start_B1).div(divisor_B1, rounding_mode="floor")
     return counts_BT & (step_BT > before_BT)
+
+
+def starts(input_ids_BT: Tensor) -> Tensor:
+    """Where the positions of each sample start, [B]: a number of its own tokens, whatever batch it comes in.
+
+    What a token's place in a block does to its loss would be in the ranking if all samples had the same positions.
+    """
+    places_T = torch.arange(1, input_ids_BT.shape[1] + 1, device=input_ids_BT.device)
+    return (input_ids_BT * places_T).sum(1)
+
+
+def inputs(lengths: Sequence[int], positions: int | None, length: int) -> dict[str, str]:
+    """What a stage that removes layers names among its inputs where a part of the positions is taken.
+
+    They were the same in all samples before.
+    """
+    return {"positions": "of each sample"} if lengths and positions and positions < length - 1 else {}
 
 
 def _perplexity(nll: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.errors import DataError, InputError
 from minitron_cli.evaluate.config import Task
 from minitron_cli.evaluate.task_metric import TaskMetric
+from minitron_cli.importance import layer_removal
 from minitron_cli.importance.block_task import without_blocks
 from minitron_cli.importance.collapse import SAMPLES, collapse_order
 from minitron_cli.importance.collect import collect
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.layer_major import collect_by_layer
-from minitron_cli.importance.layer_removal import layer_blocks
 from minitron_cli.importance.learned_masks import LearnedMasks
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.inputs.source_model import SourceModel
@@ -57,7 +57,9 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     """Score heads, neurons, experts, hidden channels and layers of `parent` in one pass over calibration samples."""
     config = _removable(config.settled(removes_layers=False), parent.shape.sizes["layer"])
     layers = parent.shape.sizes["layer"]
-    layer_blocks(layers, [*config.removal_lengths, *config.block_distances])  # refuse before any text is read
+    layer_removal.layer_blocks(
+        layers, [*config.removal_lengths, *config.block_distances]
+    )  # refuse before any text is read
     if config.learned:
         _check_learned(parent.shape, config.learned)
     if config.collapse and config.collapse >= layers:
@@ -75,6 +77,7 @@ def run(context: Context, parent: SourceModel, data: DataConfig, config: Importa
     inputs = {"model": parent.fingerprint, "data": blocks.fingerprint, "dtype": context.dtype}
     if task and (found := task.fingerprint()):
         inputs["block_task"] = found
+    inputs |= layer_removal.inputs(config.removal_lengths, config.removal_positions, blocks.sequence_length)
     if config.learned:
         inputs["order"] = ORDER
     if config.collapse:

@@ -14,6 +14,7 @@ from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate import beside_parent
+from minitron_cli.importance import layer_removal
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.importance.rescore import rescore
 from minitron_cli.inputs.source_model import SourceModel
@@ -117,6 +118,8 @@ def run(
     calibration = ImportanceConfig(**scores.manifest.config)
     if config.rounds > 1:
         check_samples(calibration.samples, texts["train"], "importance.samples")
+        removed = [1] if config.ranking.layers == "perplexity" else []
+        inputs |= layer_removal.inputs(removed, calibration.removal_positions, texts["train"].sequence_length)
     pruning = _Pruning(builder, config, candidates, calibration, texts, original, plain)
     pruning.check()
     return produce(

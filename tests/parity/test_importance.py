@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from minitron_cli.checkpoint import document_masks, hf
 from minitron_cli.decoder import decoder_of
-from minitron_cli.importance.layer_removal import evenly
+from minitron_cli.importance.layer_removal import evenly, starts
 from minitron_cli.importance.magnitude import magnitude
 from minitron_cli.model.families import FAMILIES, family_of
 from minitron_cli.model.shape import Shape
@@ -215,7 +215,7 @@ def test_the_standard_error_is_that_of_leaving_samples_out():
 
 def test_fewer_positions_are_the_same_ones_with_and_without_a_layer():
     model, batch = tiny_model("llama"), samples(tokens=25, documents=False)
-    kept_N = evenly(torch.ones(5, 24, dtype=torch.bool), 6)
+    kept_N = evenly(torch.ones(5, 24, dtype=torch.bool), 6, starts(batch.input_ids_BT))
 
     def loss(model):
         logits = model(batch.input_ids_BT).logits[:, :-1].double()

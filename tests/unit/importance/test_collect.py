@@ -9,7 +9,7 @@ from minitron_cli import io, progress
 from minitron_cli.data.batches import Batch
 from minitron_cli.errors import CheckpointError, DataError, Interrupted
 from minitron_cli.importance.collect import observe
-from minitron_cli.importance.layer_removal import LayerRemoval, evenly
+from minitron_cli.importance.layer_removal import LayerRemoval, evenly, starts
 from minitron_cli.layerwise.processes import Processes
 from minitron_cli.layerwise.resume import FILE
 from minitron_cli.model.families import family_of
@@ -124,11 +124,29 @@ def test_processes_rank_layers_by_the_tokens_of_one(model, processes):
 
 def test_positions_are_spaced_evenly_and_as_many_as_there_are():
     counts_BT = torch.tensor([[1] * 12, [0, 1] * 6, [0] * 11 + [1], [0] * 12]).bool()
-    assert evenly(counts_BT, 4).sum(1).tolist() == [4, 4, 1, 0]
-    assert evenly(counts_BT, 4)[0].nonzero().flatten().tolist() == [2, 5, 8, 11]
-    assert not (evenly(counts_BT, 4) & ~counts_BT).any()
-    assert torch.equal(evenly(counts_BT, 99), counts_BT)
-    assert torch.equal(evenly(counts_BT, None), counts_BT)
+    none = torch.zeros(4, dtype=torch.int64)
+    assert evenly(counts_BT, 4, none)[0].nonzero().flatten().tolist() == [2, 5, 8, 11]
+    for start in range(30):
+        found_BT = evenly(counts_BT, 4, none + start)
+        assert found_BT.sum(1).tolist() == [4, 4, 1, 0]
+        assert not (found_BT & ~counts_BT).any()
+    assert torch.equal(evenly(counts_BT, 99, none + 7), counts_BT)
+    assert torch.equal(evenly(counts_BT, None, none), counts_BT)
+
+
+def test_every_position_is_taken_as_often_over_all_starts():
+    """So that what a place in a block does to the loss is in no ranking."""
+    counts_BT = torch.ones(35, 7, dtype=torch.bool)
+    for most in range(1, 8):
+        assert evenly(counts_BT, most, torch.arange(35)).sum(0).tolist() == [5 * most] * 7
+
+
+def test_a_samples_positions_depend_on_its_own_tokens_alone():
+    whole = samples(8, 40).input_ids_BT
+    found_B = starts(whole)
+    assert torch.equal(found_B.flip(0), starts(whole.flip(0)))
+    assert torch.equal(found_B[3:4], starts(whole[3:4]))
+    assert len(set((found_B % 39).tolist())) > 4
 
 
 def test_documents_packed_into_a_block_do_not_see_each_other(model):
