@@ -230,7 +230,9 @@ def test_rounds_that_prune_heads_are_of_other_shapes_than_before(
     found = {}
     monkeypatch.setattr(prune._Pruning, "check", lambda _: None)
     monkeypatch.setattr(prune, "check_samples", lambda *_: None)
-    monkeypatch.setattr(prune, "_texts", lambda *_, **__: {"train": SimpleNamespace(fingerprint="text")})
+    monkeypatch.setattr(
+        prune, "_texts", lambda *_, **__: {"train": SimpleNamespace(fingerprint="text", sequence_length=16)}
+    )
     monkeypatch.setattr(prune, "given_texts", lambda *_: {})
     monkeypatch.setattr(prune, "produce", lambda *_, **given: found.update(given))
     prune.run(context(tmp_path / "run"), parent, PruneConfig(shape=shape, rounds=rounds, repair="none"), scores=scores)
