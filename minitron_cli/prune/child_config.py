@@ -35,13 +35,14 @@ def child_config(parent: Mapping[str, Any], plan: PrunePlan) -> dict[str, Any]:
 
 def implied_lists(parent: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
     """Lists with the kinds of the parent's layers that its config leaves to transformers, which would number the
-    child's layers anew; empty where a pattern, a mark or another field says the kinds."""
+    child's layers anew; empty where a pattern or another field says the kinds. A mark need not say them: below that of
+    Qwen 2 MoE every other layer has a window."""
     wanted = [name for name in family.layer_lists if not isinstance(parent.get(name), list)]
-    if not wanted or family.layer_pattern or family.layer_kinds or family.layer_marks:
+    if not wanted or family.layer_pattern or (family.layer_kinds and not family.layer_marks):
         return {}
     from minitron_cli.checkpoint import hf
 
-    config = hf.config_from_dict(dict(parent), "the parent's config.json")
+    config = hf.config_from_dict({**parent, "model_type": family.model_type}, "the parent's config.json")
     found = {name: getattr(config, name, None) for name in wanted}
     return {name: kinds for name, kinds in found.items() if isinstance(kinds, list) and len(set(kinds)) > 1}
 

@@ -159,19 +159,26 @@ def off_pattern(tmp_path, scores_of, **options):
     return prune.run(context(tmp_path / "run"), parent, config, scores=scores_of(parent))
 
 
-@pytest.mark.parametrize("model_type", ["olmo3", "cwm", "vaultgemma", "exaone4"])
+@pytest.mark.parametrize("model_type", ["olmo3", "cwm", "vaultgemma", "exaone4", "qwen2", "qwen3", "qwen2_moe"])
 def test_kinds_that_a_config_leaves_to_transformers_are_those_of_the_layers_that_stay(tmp_path, scores_of, model_type):
     """transformers numbers layers to give them kinds, and would number those of the child anew."""
     model = write_tiny(tmp_path / "model", model_type, num_hidden_layers=8)
     file = model / "config.json"
     stated = json.loads(file.read_text())
+    windows = {
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "max_window_layers": 6,
+    }  # where a family has the fields
+    stated |= {name: value for name, value in windows.items() if name in stated}
     file.write_text(json.dumps({name: value for name, value in stated.items() if name != "layer_types"}))
     parent = open_source_model(model)
     kinds = parent.config.layer_types
     assert len(set(kinds)) == 2
-    config = PruneConfig(drop_layers=(1,), repair="none")
-    made = prune.run(context(tmp_path / "run"), parent, config, scores=scores_of(parent))
-    assert hf.load_config(made.path).layer_types == [kind for i, kind in enumerate(kinds) if i != 1]
+    for layer in (0, 1, 6):
+        config = PruneConfig(drop_layers=(layer,), repair="none", serving_lint="warn")
+        made = prune.run(context(tmp_path / "run"), parent, config, scores=scores_of(parent))
+        assert hf.load_config(made.path).layer_types == [kind for i, kind in enumerate(kinds) if i != layer]
 
 
 def test_layers_off_the_pattern_go_where_the_user_says_so(tmp_path, scores_of, monkeypatch):
