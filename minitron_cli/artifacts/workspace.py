@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -75,8 +76,19 @@ class Workspace:
         """Current artifact of a stage. ArtifactError with the command to run if there is none."""
         artifact = self.current(stage)
         if artifact is None:
-            raise ArtifactError(f"workspace {self.root} has no {stage} result: run `{command}` first")
+            raise self.lacks(f"{stage} result", command)
         return artifact
+
+    def lacks(self, what: str, command: str) -> ArtifactError:
+        """Error to raise where something is missing that a command makes."""
+        return ArtifactError(f"workspace {self.root} has no {what}: run `{self.command(command)}` first")
+
+    def command(self, command: str) -> str:
+        """A command with the options that make it work in this workspace, wherever the current one is."""
+        words = [command, "--run", shlex.quote(self.name)]
+        if self.root.parent != Path("runs"):
+            words += ["--runs-dir", shlex.quote(str(self.root.parent))]
+        return " ".join(words)
 
     def point(self, artifact: Artifact) -> None:
         """Make an artifact the current one of its stage."""

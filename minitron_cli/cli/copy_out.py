@@ -18,7 +18,7 @@ def check_new(directory: Path | None) -> None:
     if directory is None:
         return
     if os.path.lexists(directory):
-        raise InputError(f"{directory} already exists: choose a new path for --output")
+        raise InputError(f"{directory} already exists: choose a new path for --output, or leave it out")
     output_file.check_parent(directory)
 
 

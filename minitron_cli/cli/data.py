@@ -46,7 +46,7 @@ def inspect(
     What counts is trained on and measured, and is printed in green; the rest is context. Where there are no colors
     (no terminal, or NO_COLOR), the rest stands in white square brackets.
 
-    For example: minitron data inspect llama-3.1-8b --data chats.jsonl --format chat --block 3
+    For example: minitron data inspect meta-llama/Llama-3.2-3B-Instruct --data chats.jsonl --format chat --block 3
     """
     from minitron_cli.cli import console, sessions
 

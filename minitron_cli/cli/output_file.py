@@ -68,8 +68,11 @@ def write(path: Path, content: bytes, *, append: bool = False) -> None:
         return
     target = Path(os.path.realpath(path))
     found = _status(target)
-    io.make_dirs(target.parent)
-    io.replace(target, (target.read_bytes() if append and found else b"") + content, like=found)
+    try:
+        io.make_dirs(target.parent)
+        io.replace(target, (target.read_bytes() if append and found else b"") + content, like=found)
+    except FileNotFoundError as e:  # of a directory that was removed meanwhile, or that takes no new files, as /proc
+        raise EnvironmentFault(f"{path} cannot be written: {target.parent} takes no new file; name another path") from e
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from minitron_cli.cli.options import WorkspaceOptions
-from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.errors import InputError
 
 if TYPE_CHECKING:
     from minitron_cli.artifacts.artifact import Artifact
@@ -71,9 +71,7 @@ def _made(workspace: "Workspace", stage: str | None) -> "Artifact":
     models = [workspace.current(stage)] if stage else [*made_last(workspace).values()]
     if models and (artifact := models[-1]):
         return artifact
-    raise ArtifactError(
-        f"workspace {workspace.root} has no {stage or 'pruned'} model to push: run `minitron {stage or 'prune'}` first"
-    )
+    raise workspace.lacks(f"{stage or 'pruned'} model to push", f"minitron {stage or 'prune'}")
 
 
 def _refuse_worse(made: "Artifact") -> None:

@@ -8,7 +8,7 @@ from typer import Argument
 from minitron_cli.cli import output_file
 from minitron_cli.cli.options import Show
 
-Name = Annotated[str, Argument(metavar="NAME", help="Name of a shipped recipe (see `minitron recipes ls`).")]
+Name = Annotated[str, Argument(metavar="NAME", help="Name of a shipped recipe or study.")]
 
 
 def list_recipes(shown: Show) -> None:
@@ -28,7 +28,7 @@ def list_recipes(shown: Show) -> None:
 
 
 def show_recipe(name: Name) -> None:
-    """Print a recipe."""
+    """Print a recipe, or a study."""
     from minitron_cli.cli import console
 
     console.result(_file(name).read_text(encoding="utf-8").rstrip("\n"))
@@ -43,7 +43,7 @@ def copy_recipe(
         ),
     ] = None,
 ) -> None:
-    """Copy a recipe to a file that you can edit."""
+    """Copy a recipe, or a study, to a file that you can edit."""
     from minitron_cli.cli import console
 
     source = _file(name)
@@ -51,7 +51,8 @@ def copy_recipe(
     path = path / source.name if path.is_dir() else path
     output_file.check(path, new=True)
     output_file.write(path, source.read_bytes())
-    console.note(f"wrote {path}; run it with: minitron run {path}")
+    how = f"minitron study {path} MODEL --data TEXT" if _is_study(source) else f"minitron run {path}"
+    console.note(f"wrote {path}; run it with: {how}")
 
 
 def schema() -> None:
@@ -63,13 +64,20 @@ def schema() -> None:
 
 
 def _file(name: str) -> Path:
-    """File of a recipe by its name, or at a path. RecipeError if there is none, or it is no YAML."""
+    """File of a recipe or study by its name, or at a path. RecipeError if there is none, or it is no YAML."""
     from minitron_cli import recipe as recipes
     from minitron_cli import yaml_document
+    from minitron_cli.study import definition
 
-    path = recipes.find(name)
+    path = definition.shipped().get(name) or recipes.find(name)
     yaml_document.read(path)
     return path
+
+
+def _is_study(path: Path) -> bool:
+    from minitron_cli.study import definition
+
+    return path in definition.shipped().values()
 
 
 def _summary(path: Path) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
+from minitron_cli import progress
 from minitron_cli.cli import output_file
 from minitron_cli.cli.options import BuildOptions
 
@@ -26,4 +27,5 @@ def report(
         artifact = api.report(session.context)
     if output is not None:
         output_file.write(output, artifact.file(stage.PAGE).read_bytes())
+        progress.say(f"copied to {output}")
     printing.artifact(artifact, how)

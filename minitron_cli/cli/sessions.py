@@ -91,8 +91,7 @@ class Session:
     def require(self, stage: str) -> Artifact:
         """Current result of a stage. ArtifactError names the command that makes it."""
         model = [str(self.requested.values.get("model") or "MODEL")] if stage == "importance" else []
-        run = ["--run", self.how.run] if self.how.run else []
-        return self.workspace.require(stage, " ".join(["minitron", stage, *model, *run]))
+        return self.workspace.require(stage, " ".join(["minitron", stage, *model]))
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def show_results(
         raise unreadable[0]
     if not found:
         what, command = (f"{stage} result", stage) if stage else ("result", "importance MODEL")
-        raise ArtifactError(f"workspace {workspace.root} has no {what}: run `minitron {command}` first")
+        raise workspace.lacks(what, f"minitron {command}")
     if plot:
         _draw(found[0], plot)
     printing.artifacts(found, where, in_detail=stage == "importance")

@@ -18,7 +18,7 @@ def delimited_rows(path: Path, columns: Columns) -> Iterator[Row]:
         header, _ = next(records, ([], 0))
         if not header:
             raise empty(path)
-        require_columns(columns.required, header, str(path))
+        require_columns(columns, header, str(path))
         for number, (cells, size_bytes) in enumerate(records):
             where = f"{path}: row {number}"
             if len(cells) != len(header):

@@ -19,6 +19,8 @@ class Columns(NamedTuple):
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     """Columns that are None where they are missing."""
+    advice: str = "set column to the one to read, or format: auto"
+    """What to do where a required one is missing."""
 
     def others(self, present: Iterable[str]) -> tuple[str, ...]:
         """Columns that are present and not read."""
@@ -62,19 +64,17 @@ def row_of(record: Any, columns: Columns, where: str, size_bytes: int) -> Row:
     if not isinstance(record, dict):
         example = next(iter(columns.required), "text")
         raise DataError(f"{where}: holds {_kind(record)}, not an object; write rows such as {{{example!r}: ...}}")
-    require_columns(columns.required, list(record), where)
+    require_columns(columns, list(record), where)
     values = tuple(record.get(column) for column in (*columns.required, *columns.optional))
     return Row(values, where, size_bytes, columns.others(record))
 
 
-def require_columns(columns: Sequence[str], present: list[str], where: str) -> None:
-    """DataError unless every column is present."""
-    for column in columns:
+def require_columns(columns: Columns, present: list[str], where: str) -> None:
+    """DataError unless every required column is present."""
+    for column in columns.required:
         if column not in present:
             listed = ", ".join(map(repr, present[:10])) or "no columns at all"
-            raise DataError(
-                f"{where}: there is no column {column!r} but {listed}; set column to the one to read, or format: auto"
-            )
+            raise DataError(f"{where}: there is no column {column!r} but {listed}; {columns.advice}")
 
 
 def empty(where: Path | str) -> DataError:

@@ -133,7 +133,7 @@ class HubDataset(Readable):
         dataset = hub.load(self.name, self.config_name, self.split, self.revision)
         label = f"hub dataset {self.name}"
         row_format = self.row_format(lambda: dataset.column_names, label)
-        require_columns(row_format.columns, dataset.column_names, label)
+        require_columns(row_format.to_read, dataset.column_names, label)
         return Corpus(
             label,
             [self.kind, *_reading(row_format), self.config_name, self.split, hub.identity(dataset)],
@@ -161,12 +161,13 @@ class TokenIds(Spec):
         """The source as it is now. DataError if a file is missing or holds no lists."""
         paths = files.expand(self.paths)
         columns = (self.column, self.counts_column) if self.counts_column else (self.column,)
+        read = Columns(columns, advice="set column to the one to read")
         identity = [self.kind, *columns, files.identity(paths)]
         return Corpus(
             _label(self.paths),
             identity,
             files.total_bytes(paths),
-            lambda: token_documents(files.rows(paths, Columns(columns)), columns),
+            lambda: token_documents(files.rows(paths, read), columns),
             self.counts_column is not None,
         )
 

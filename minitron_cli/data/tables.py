@@ -69,7 +69,7 @@ def table_rows(
 
 def _present(columns: Columns, names: list[str], where: str) -> list[str]:
     """Columns to read that the table has. DataError if it lacks a required one."""
-    require_columns(columns.required, names, where)
+    require_columns(columns, names, where)
     return [*columns.required, *(name for name in columns.optional if name in names)]
 
 

@@ -217,7 +217,8 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str) -> Any:
         return manager.load([name])
     except ConnectionError as e:
         raise EnvironmentFault(
-            f"task {name!r}: its data could not be downloaded ({_first_line(e)}); go online once or use --task-data"
+            f"task {name!r}: its data could not be downloaded ({_first_line(e)}); go online once; minitron eval "
+            "also reads it from --task-data"
         ) from e
     except (FileNotFoundError, datasets.exceptions.DatasetsError) as e:
         raise DataError(f"task {name!r}: its data could not be read ({_first_line(e)}); check its YAML") from e

@@ -51,7 +51,7 @@ class Product:
         stages = (workspace.current(stage) for stage in ("search", "importance", "correct", "evaluate"))
         found = next(filter(None, (*reversed(models), *stages)), None)
         if found is None:
-            raise ArtifactError(f"workspace {workspace.root} has no results to report: run `minitron importance` first")
+            raise workspace.lacks("results to report", "minitron importance MODEL --data TEXT")
         return cls(workspace, found)
 
     @cached_property

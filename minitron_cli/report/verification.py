@@ -75,7 +75,7 @@ def _of_tokens(directory: Path, step: Callable[[int], None]) -> Finding | None:
 
 def _pointers(workspace: Workspace) -> Iterator[Finding]:
     for path in verification.dangling_pointers(workspace):
-        advice = f"{manifests.command_of(path.parent.name)} --run {workspace.name}"
+        advice = workspace.command(manifests.command_of(path.parent.name))
         yield Finding(path=str(path), problems=("it names no artifact",), is_damaged=True, command=advice)
 
 
@@ -87,10 +87,13 @@ def _finding(
     problems: Sequence[str],
     is_damaged: bool,
 ) -> Finding:
-    words = [manifests.command_of(checked.stage), *_settings_of(checked, given, models), "--run", workspace.name]
-    if workspace.root.parent != Path("runs"):
-        words += ["--runs-dir", shlex.quote(str(workspace.root.parent))]
-    return Finding(path=str(checked.path), problems=tuple(problems), is_damaged=is_damaged, command=" ".join(words))
+    command = " ".join([manifests.command_of(checked.stage), *_settings_of(checked, given, models)])
+    return Finding(
+        path=str(checked.path),
+        problems=tuple(problems),
+        is_damaged=is_damaged,
+        command=workspace.command(command),
+    )
 
 
 def _settings_of(checked: Checked, given: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[str]:

@@ -184,7 +184,10 @@ class Learned(WidthMetric):
     def select(self, axis: str, scores: "Mapping[str, Tensor]") -> "Tensor":
         """Means of an axis. ArtifactError names the command that learns them if it was not done."""
         if not self.refusal(axis) and self.key(axis) not in scores:
-            raise ArtifactError(f"no masks of {axis} were learned: run `minitron importance learned.shape.{axis}=N`")
+            raise ArtifactError(
+                f"no masks of {axis} were learned: run `minitron importance learned.shape.{axis}=N`, with such a size "
+                "for every axis that is to be pruned"
+            )
         return super().select(axis, scores)
 
 

@@ -5,7 +5,7 @@ that arms share, such as scores, are made once. Of a trained model only its figu
 that an interrupted study continues and a disk does not fill.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FIGURES = "study"  # directory of the workspace
 QUICK_SECONDS = 5.0  # of a stage that is over in seconds and not timed beforehand
+SMALL_SHARE = 0.2  # of the parent's parameters, below which a shape was made for another model
 NOTHING = {"evaluate": {"perplexity": False}}  # figures are measured here, on blocks of our own choice
 
 
@@ -127,6 +128,7 @@ class Runner:
             trials = (self._trial(arm, rate).recipe for rate in self._rates(arm))
             for recipe in (self._recipe(arm, 0, {}), *trials):
                 self._plan(arm, recipe)
+        self._shares_said()
         if (count := len(self._held_out_ids)) < self.blocks:
             progress.say(f"study {self.name}: the held-out text has {count:,} blocks, and --blocks is {self.blocks:,}")
 
@@ -150,7 +152,27 @@ class Runner:
         short = f", after {len(trials)} short runs that choose learning rates" if trials else ""
         seconds = sum(self.definition.seeds_of(arm, seeds) * self._seconds(arm) for arm in arms)
         most = f"at most about {duration(seconds)} on {self.context.device}{' without the short ones' * bool(short)}"
-        return f"study {self.name}: {runs}{short}; {most}; figures go to {self.directory}"
+        return (
+            f"study {self.name}: {runs}{short}; children keep {self._shares_said()} of the parameters; {most}; "
+            f"figures go to {self.directory}"
+        )
+
+    def _shares_said(self) -> str:
+        """Smallest and largest share of the parent that a child keeps, after a warning if it is for smaller models."""
+        shares = sorted(self._shares())
+        least, most = (f"{100 * share:.2g} %" for share in (shares[0], shares[-1]))
+        if shares[0] < SMALL_SHARE:
+            progress.warn(
+                f"study {self.name}: a child keeps {least} of the parameters: its shapes are those for a smaller "
+                "model; copy a shipped study with `minitron recipes cp` and change them"
+            )
+        return least if least == most else f"{least} to {most}"
+
+    def _shares(self) -> Iterator[float]:
+        """Share of the parent's parameters that the child, or each candidate, of each arm keeps."""
+        for arm in self.definition.arms:
+            plan = self._plan(arm, self._recipe(arm, 0, {}))
+            yield from (child.parameters() / plan.parent.parameters() for child in plan.children.values())
 
     def _seconds(self, arm: str) -> float:
         """Expected time of a run that shares no artifact with another."""

@@ -23,6 +23,18 @@ def names(directory: Path) -> list[str]:
 
 
 class TestRegularFiles:
+    def test_a_directory_that_takes_no_new_file_is_an_error_in_a_sentence(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As /proc does for root, and a directory that another program removes meanwhile."""
+
+        def gone(*_: object, **__: object) -> None:
+            raise FileNotFoundError(2, "No such file or directory")
+
+        monkeypatch.setattr(io, "replace", gone)
+        with pytest.raises(EnvironmentFault, match=r"x.xml cannot be written: .* takes no new file"):
+            output_file.write(tmp_path / "x.xml", WRITTEN)
+
     def test_a_new_file_has_the_mode_of_any_new_file(self, tmp_path: Path) -> None:
         output_file.write(tmp_path / "a/b/new", WRITTEN)
         (tmp_path / "usual").touch()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -152,7 +153,26 @@ def test_a_dry_run_says_how_many_runs_there_are(run: Run, tiny: Path, study: Pat
     assert said.exit_code == 0
     assert "study own: 3 arms with 2 seeds, after 4 short runs that choose learning rates" in said.stderr
     assert "at most about" in said.stderr
+    assert re.search(r"children keep \d\d %( to \d\d %)? of the parameters", said.stderr)
+    assert "those for a smaller model" not in said.stderr
     assert not Path("runs").exists()
+
+
+def test_shapes_that_were_made_for_a_smaller_model_are_told(run: Run, tiny: Path, study: Path):
+    study.write_text(STUDY.replace("{ffn: 64}", "{hidden: 8, ffn: 8}"))
+    said = run(*words(study, tiny, "--dry-run"))
+    assert said.exit_code == 0
+    assert "a child keeps" in said.stderr
+    assert "its shapes are those for a smaller model" in said.stderr
+
+
+def test_a_shipped_study_is_copied_to_be_changed(run: Run, tmp_path: Path, tiny: Path):
+    copy = tmp_path / "copies" / "mine.yaml"
+    copy.parent.mkdir()
+    done = run("recipes", "cp", "losses", copy)
+    assert f"minitron study {copy} MODEL --data TEXT" in done.stderr.replace("\n", " ")
+    assert definition.load(str(copy)) == definition.load("losses")
+    assert run("recipes", "show", "losses").stdout == copy.read_text()
 
 
 def test_the_shipped_studies_are_listed(run: Run):

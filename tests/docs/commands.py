@@ -63,5 +63,7 @@ def of_minitron(script: str) -> Iterator[list[str]]:
             yield words[image + 1 :]
         elif "minitron_cli" in words and words[words.index("minitron_cli") - 1] == "-m":
             yield words[words.index("minitron_cli") + 1 :]
+        elif "--no-python" in words:
+            yield words[words.index("minitron") + 1 :]
         elif "-c" in words and words[words.index("-c") - 1].endswith("sh"):
             yield from of_minitron(words[words.index("-c") + 1])

@@ -145,7 +145,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MINITRON_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)
-    workspace = Workspace(tmp_path / "runs" / "some")
+    workspace = Workspace(tmp_path / "runs" / "llama-3.1-8b")
     workspace.save_settings(**SETTINGS)
     remember(workspace)
 
@@ -237,6 +237,7 @@ def test_commands_are_found_as_a_shell_finds_them() -> None:
         A=1 minitron run x.yaml \\
             data.sources.0.paths='[c/*.jsonl]' | tee log && minitron report; cd runs
         torchrun --nnodes 4 -m minitron_cli distill --tokens 2B
+        torchrun --no-python minitron distill --run small
         srun bash -c 'RANK=$SLURM_PROCID minitron distill --gpus 8'
         git clone x minitron && ls minitron
     """
@@ -245,6 +246,7 @@ def test_commands_are_found_as_a_shell_finds_them() -> None:
         "run x.yaml data.sources.0.paths=[c/*.jsonl]",
         "report",
         "distill --tokens 2B",
+        "distill --run small",
         "distill --gpus 8",
     ]
 

@@ -29,6 +29,7 @@ LONGEST = 60
 MODELS = (
     "llama-3.1-8b",
     "llama-3.2-3b",
+    "meta-llama/Llama-3.2-3B-Instruct",
     "qwen3-4b",
     "qwen3-8b",
     *(f"models/{name}" for name in ("parent", "child", "one", "other", "small-int8")),
@@ -117,10 +118,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(root / "tiny", vocab_size=300, hidden_size=64, intermediate_size=128, max_position_embeddings=1024)
     for file in (root / "tokenizer").iterdir():
         shutil.copy(file, root / "tiny")
-    _add_template(root / "tiny" / "tokenizer_config.json")
     for name in MODELS:
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copytree(root / "tiny", root / name)
+        if not name.startswith("llama-"):  # base models
+            _add_template(root / name / "tokenizer_config.json")
     for name in ("corpus/a.parquet", "more/b.parquet"):
         (root / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"text": documents}), root / name)

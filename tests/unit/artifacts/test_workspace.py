@@ -31,7 +31,7 @@ def test_nothing_is_there_at_first(workspace, tmp_path):
     assert workspace.current("prune") is None
     assert workspace.artifacts("prune") == []
     assert workspace.settings == {}
-    with pytest.raises(ArtifactError, match=r"has no prune result: run `minitron prune` first"):
+    with pytest.raises(ArtifactError, match=r"has no prune result: run `minitron prune --run \w+ --runs-dir .*` first"):
         workspace.require("prune", "minitron prune")
     assert not list(tmp_path.iterdir())
 
