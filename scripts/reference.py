@@ -132,7 +132,8 @@ PAGES = (
     Page(
         "ticket",
         "a checkpoint's shape and tokenizer; training and held-out text",
-        "`result.json`: every arm at every sparsity, or every criterion; `tickets.svg` and `tickets.html` of `train`; each training as a checkpoint "
+        "`result.json`: every arm at every sparsity, or every criterion; `tickets.svg` and `tickets.html` of "
+        "`train`; each training as a checkpoint "
         "with its masks",
         guides=("tickets",),
     ),
