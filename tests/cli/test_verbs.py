@@ -329,7 +329,7 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_2(
         (("importance", "nowhere"), "nowhere does not exist: give the directory of a checkpoint"),
         (
             ("prune", "--run", "new", "--shape", "hidden=32"),
-            "run `minitron importance MODEL --run new` first",
+            "run `minitron importance MODEL --run new --runs-dir ",
         ),
     ],
 )
@@ -736,5 +736,5 @@ def test_push_lists_the_checkpoint_and_its_card(place: KeyPath, pruned: dict[str
 @pytest.mark.slow
 def test_push_says_in_a_sentence_why_it_cannot(place: KeyPath, pruned: dict[str, Any], fresh: KeyPath) -> None:
     assert "write OWNER/NAME" in place.run("push", "not a name", code=2)
-    assert "run `minitron prune` first" in fresh.run("push", "me/small", "--run", "x", code=2)
+    assert "run `minitron prune --run x --runs-dir " in fresh.run("push", "me/small", "--run", "x", code=2)
     assert "HF_HUB_OFFLINE is set: unset it to push" in place.run("push", "me/small", code=3)
