@@ -6,7 +6,7 @@
 Both children keep the same channels and neurons: a share of the non-embedding parameters, hidden and ffn pruned in
 proportion, pruned by `minitron prune` with and without its default repair. For each, learning rates are tried by the
 same rule in short runs, by KL on the even held-out blocks; everything reported is of the odd ones. Figures are kept in
-RUNS_DIR, so an interrupted study continues. Writes docs/results/real-models-distillation.md and a figure beside it.
+RUNS_DIR, so an interrupted study continues. Writes docs/results/real-models-distillation-MODEL.md and a figure.
 """
 
 import argparse
@@ -19,7 +19,18 @@ from typing import Any, cast
 from bench_teacher import bench_data
 from matplotlib.ticker import EngFormatter
 from real_models import MODELS, real_model
-from studies import Figures, SomeBlocks, Study, evenly_pruned, mean_and_interval, reached, svg_figure, write_page
+from studies import (
+    RATES,
+    Figures,
+    SomeBlocks,
+    Study,
+    best_rate,
+    evenly_pruned,
+    mean_and_interval,
+    reached,
+    svg_figure,
+    write_page,
+)
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
@@ -34,8 +45,6 @@ from minitron_cli.stages import prune
 
 PLAIN, REPAIRED = "plain", "repaired"
 REPAIRS = {PLAIN: "none", REPAIRED: "auto"}
-RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-FIRST_RATES = (3e-5, 1e-4, 3e-4)  # tried for both; then neighbors of the best, until none is better
 TRIAL_SEED = 100
 POINTS = 5  # of a curve
 
@@ -99,14 +108,8 @@ class RealDistillStudy(Study):
         return self.remembered(name, compute)
 
     def rate(self, arm: str) -> float:
-        """Learning rate of the short run with the lowest final KL: neither of its neighbors is better."""
-        tried = set(FIRST_RATES)
-        while True:
-            best = min(tried, key=lambda rate: self.trial(arm, rate)["kl"])
-            at = RATES.index(best)
-            if tried.issuperset(around := RATES[max(at - 1, 0) : at + 2]):
-                return best
-            tried.update(around)
+        """Learning rate of the short run with the lowest final KL."""
+        return best_rate(lambda rate: self.trial(arm, rate)["kl"])
 
     def tried(self, rate: float) -> Iterator[str]:
         """KL of each child's short run at a learning rate, as a cell; empty where it was not tried."""
@@ -130,9 +133,9 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
     precisions = {found["run"]["precision"] for runs in results.values() for found in runs}
     sizes = ", ".join(f"{axis} {size}" for axis, size in study.sizes.items())
     yield from (
-        "# Distillation of a pretrained model, plain and repaired",
+        f"# Distillation of {name}, plain and repaired",
         "",
-        f"{name}, {study.ratio:.0%} of its non-embedding parameters kept ({sizes}). Forward KL, AdamW, cosine to a "
+        f"{study.ratio:.0%} of its non-embedding parameters kept ({sizes}). Forward KL, AdamW, cosine to a "
         f"tenth of the peak, {study.batch} blocks of {study.train.sequence_length} tokens a step, "
         f"{' and '.join(sorted(precisions))}. Loss and KL to the "
         f"parent in nats per token on {study.blocks} held-out blocks; {seeds} "
@@ -175,7 +178,7 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
     yield ""
     yield (
         f"Regenerate: `make real-models && python scripts/real_distill_study.py {name} --text T --validation V "
-        f"--tokens {study.tokens} --trial-tokens {study.trial_tokens} --blocks {study.blocks}`"
+        f"--tokens {study.tokens} --trial-tokens {study.trial_tokens} --blocks {study.blocks} --seeds {seeds}`"
     )
     draw(curves, figure)
 
@@ -217,7 +220,7 @@ def main() -> None:
     parser.add_argument("--trial-tokens", type=int, default=50_000, help="training tokens of each short run")
     parser.add_argument("--batch", type=int, default=8, help="blocks of 256 tokens per step")
     parser.add_argument(
-        "--output", type=Path, default=Path("docs/results/real-models-distillation.md"), help="page to write"
+        "--output", type=Path, help="page to write (default: docs/results/real-models-distillation-MODEL.md)"
     )
     args = parser.parse_args()
     workspace = Workspace(args.runs_dir / f"distilled-{args.model}")
@@ -234,8 +237,9 @@ def main() -> None:
             trial_tokens=args.trial_tokens,
             batch=args.batch,
         )
-        lines = list(page(study, args.model, args.seeds, args.output.with_suffix(".svg")))
-    write_page(args.output, lines)
+        output = args.output or Path(f"docs/results/real-models-distillation-{args.model}.md")
+        lines = list(page(study, args.model, args.seeds, output.with_suffix(".svg")))
+    write_page(output, lines)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,25 @@
 
 In each group all children have one shape and so one number of parameters; every way of choosing sees the same
 calibration blocks. Children are measured before training and, with --tokens, after the same distillation, whose
-learning rate is for each of them the best of three short runs on other blocks. Last, a step of minitron's distillation
-is timed beside one of TRL's. Figures are kept in runs/NAME/rivals-study, so an interrupted study continues. Writes
-docs/results/rivals.md.
+learning rate is chosen for each of them by the same rule in runs of a quarter of the tokens, by KL on other blocks.
+Last, a step of minitron's distillation is timed beside one of TRL's. Figures are kept in
+RUNS_DIR/rivals-NAME/rivals-study, so an interrupted study continues. Writes docs/results/rivals.md.
 """
 
 import argparse
+import copy
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import rivals
 import torch
 from bench_teacher import bench_data
 from real_models import MODELS, real_model
-from studies import Figures, Study, write_page
+from studies import Figures, SomeBlocks, Study, best_rate, write_page
 from torch import Tensor
 
 from minitron_cli import memory
@@ -31,6 +32,7 @@ from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.batches import calibration_ids
+from minitron_cli.data.pack import Blocks
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.trainer import train
 from minitron_cli.evaluate.perplexity import kl_to_parent, perplexity
@@ -42,7 +44,6 @@ from minitron_cli.stages import prune
 
 BATCH, MICRO_BATCH = 8, 2
 CHILDREN, STEP = PARTS = "children", "step"
-RATES = (1e-5, 3e-5, 1e-4)  # tried for every child
 TRIAL_SEED = 100
 REFERENCE = "minitron, default"
 
@@ -122,22 +123,47 @@ class RivalsStudy(Study):
         return make
 
     def child(self, group: str, name: str, make: Way) -> Figures:
-        """Figures of one child: parameters, CPU seconds, loss and KL, before and after training."""
+        """Figures of one child before training: parameters, CPU seconds, loss and KL."""
 
         def compute() -> Figures:
             child, seconds = rivals.timed(make)
-            before = self.measured(child)
-            rate = self._rate(child) if self.tokens else None
-            after = self.measured(self._distilled(child, rate, self.tokens, 0)) if rate else None
-            return {
-                "seconds": seconds,
-                "parameters": sum(p.numel() for p in child.parameters()),
-                "before": before,
-                "rate": rate,
-                "after": after,
-            }
+            parameters = sum(p.numel() for p in child.parameters())
+            return {"seconds": seconds, "parameters": parameters, **self.measured(child)}
 
-        return self.remembered(f"{group}-{name}-{self.tokens}".replace(" ", "-").replace(",", ""), compute)
+        return self.remembered(file_name(group, name), compute)
+
+    def distilled(self, group: str, name: str, make: Way) -> Figures:
+        """Its `rate`, and loss and KL after `tokens` tokens at it."""
+        before: list[Any] = []
+
+        def student() -> Any:
+            """A copy of the child, which is made once for all runs."""
+            if not before:
+                before.append(make())
+            return copy.deepcopy(before[0])
+
+        def end(rate: float) -> float:
+            def compute() -> Figures:
+                self._train(child := student(), rate, self.tokens // 4, TRIAL_SEED)
+                return {"kl": kl_to_parent(child, self.teacher, self._other_blocks(), max_blocks=self.blocks).kl_nats}
+
+            return self.remembered(file_name(group, name, f"{self.tokens // 4}-{rate:g}"), compute)["kl"]
+
+        def compute() -> Figures:
+            rate = best_rate(end)
+            self._train(child := student(), rate, self.tokens, 0)
+            return {"rate": rate, **self.measured(child)}
+
+        return self.remembered(file_name(group, name, str(self.tokens)), compute)
+
+    def _other_blocks(self) -> Blocks:
+        """Held-out blocks that are not reported, to choose learning rates by."""
+        ids = range(self.blocks, min(2 * self.blocks, len(self.validation)))
+        return cast("Blocks", SomeBlocks(self.validation, ids))
+
+    def _train(self, child: Any, rate: float, tokens: int, seed: int) -> None:
+        config = distillation(rate, max(1, tokens // (BATCH * self.train.sequence_length)), seed)
+        train(child, self.teacher, self.train, None, config, None)
 
     def measured(self, model: Any) -> Figures:
         """Loss and KL to the parent in nats per token, and the KL of each part of a document."""
@@ -146,27 +172,14 @@ class RivalsStudy(Study):
         items = {"values": kl.items.values, "weights": kl.items.weights, "groups": kl.items.groups}
         return {"loss": loss, "kl": kl.kl_nats, "items": {k: list(v) for k, v in items.items() if v is not None}}
 
-    def _rate(self, child: Any) -> float:
-        """Learning rate whose short run ends with the lowest KL on blocks that are not reported."""
-        start = {name: tensor.clone() for name, tensor in child.state_dict().items()}
 
-        def end(rate: float) -> float:
-            child.load_state_dict(start)
-            self._distilled(child, rate, self.tokens // 4, TRIAL_SEED)
-            return kl_to_parent(child, self.teacher, self.train, max_blocks=self.blocks).kl_nats
-
-        best = min(RATES, key=end)
-        child.load_state_dict(start)
-        return best
-
-    def _distilled(self, child: Any, rate: float, tokens: int, seed: int) -> Any:
-        config = distillation(rate, max(1, tokens // (BATCH * self.train.sequence_length)), seed)
-        train(child, self.teacher, self.train, None, config, None)
-        return child
+def file_name(*parts: str) -> str:
+    """Name that figures are kept under."""
+    return "-".join(parts).replace(" ", "-").replace(",", "")
 
 
-def distillation(rate: float, steps: int, seed: int = 0) -> DistillConfig:
-    """Distillation by forward KL in fp32."""
+def distillation(rate: float, steps: int, seed: int = 0, precision: Literal["auto", "fp32"] = "auto") -> DistillConfig:
+    """Distillation by forward KL."""
     return DistillConfig(
         steps=steps,
         batch_size=BATCH,
@@ -175,7 +188,7 @@ def distillation(rate: float, steps: int, seed: int = 0) -> DistillConfig:
         min_learning_rate=rate / 10,
         warmup_steps=steps // 10,
         eval_every=10**9,
-        precision="fp32",
+        precision=precision,
         seed=seed,
     )
 
@@ -201,7 +214,9 @@ def _steps(name: str, library: str, asked: argparse.Namespace) -> Figures:
     child = _plain_child(study)
     batches = [study.calibration[i % len(study.calibration)] for i in range(asked.steps)]
     if library == "minitron":
-        run = partial(train, child, study.teacher, study.train, None, distillation(1e-5, asked.steps), None)
+        run = partial(
+            train, child, study.teacher, study.train, None, distillation(1e-5, asked.steps, precision="fp32"), None
+        )
     else:
         run = rivals.trl_steps(study.parent.path, child, batches, MICRO_BATCH, study.directory / "trl")
     _, seconds = rivals.timed(run)
@@ -211,21 +226,22 @@ def _steps(name: str, library: str, asked: argparse.Namespace) -> Figures:
 def rows(study: RivalsStudy, group: str, ways: Mapping[str, Way]) -> Iterator[str]:
     """Markdown lines about the children of one shape."""
     found = {name: study.child(group, name, make) for name, make in ways.items()}
+    trained = {name: study.distilled(group, name, make) for name, make in ways.items()} if study.tokens else {}
     counts = {figures["parameters"] for figures in found.values()}
     yield from (f"### {group}", "", f"{' or '.join(f'{n:,}' for n in sorted(counts))} parameters.", "")
     yield "| child | CPU seconds | loss | KL | KL - that of minitron's default |" + study_columns(study.tokens)
-    yield "|---|---|---|---|---|" + "---|---|---|" * bool(study.tokens)
+    yield "|---|---|---|---|---|" + "---|---|---|---|" * bool(study.tokens)
     for name, figures in found.items():
-        cells = [f"{figures['seconds']:.0f}", *_cells(figures["before"], found[REFERENCE]["before"])]
-        if figures["after"]:
-            cells += [f"{figures['rate']:g}", *_cells(figures["after"], found[REFERENCE]["after"])[1:]]
+        cells = [f"{figures['seconds']:.0f}", *_cells(figures, found[REFERENCE])]
+        if study.tokens:
+            cells += [f"{trained[name]['rate']:g}", *_cells(trained[name], trained[REFERENCE])]
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
 
 
 def study_columns(tokens: int) -> str:
     """Further columns of the table if children are distilled."""
-    return f" rate | KL after {tokens:,} tokens | difference |" if tokens else ""
+    return f" rate | loss after {tokens:,} tokens | KL | difference |" if tokens else ""
 
 
 def _cells(of: Figures, reference: Figures) -> list[str]:

@@ -37,6 +37,9 @@ from minitron_cli.stages import importance
 Figures = dict[str, Any]
 """Measured values by name; a curve is a list of rows."""
 
+RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FIRST_RATES = (3e-5, 1e-4, 3e-4)  # tried for every child; then neighbors of the best, until none is better
+
 
 class SomeBlocks(SampledBlocks):
     """Some blocks of a text, which a training tells from others by their numbers."""
@@ -140,6 +143,19 @@ def mean_and_interval(values: Sequence[float], form: str = "{:.3f}") -> str:
     """Mean and, for two or more values, half the width of its 95 % interval by Student's t."""
     mean, half = mean_of_runs(values)
     return form.format(mean) + ("" if half is None else f" ± {form.format(half).removeprefix('+')}")
+
+
+def best_rate(kl_of: Callable[[float], float]) -> float:
+    """Learning rate with the lowest KL, of `FIRST_RATES` and neighbors in `RATES` until neither of the best is better.
+    `kl_of` gives the KL after a short run at a rate."""
+    tried = {rate: kl_of(rate) for rate in FIRST_RATES}
+    while True:
+        best = min(tried, key=lambda rate: tried[rate])
+        at = RATES.index(best)
+        new = [rate for rate in RATES[max(at - 1, 0) : at + 2] if rate not in tried]
+        if not new:
+            return best
+        tried |= {rate: kl_of(rate) for rate in new}
 
 
 def reached(curve: Sequence[dict[str, float]], figure: str, target: float) -> float:
