@@ -163,7 +163,8 @@ class RivalsStudy(Study):
 
     def _train(self, child: Any, rate: float, tokens: int, seed: int) -> None:
         config = distillation(rate, max(1, tokens // (BATCH * self.train.sequence_length)), seed)
-        train(child, self.teacher, self.train, None, config, None)
+        teacher = hf.load_model(self.parent.path)  # a copy, because training may cast it
+        train(child, teacher, self.train, None, config, None)
 
     def measured(self, model: Any) -> Figures:
         """Loss and KL to the parent in nats per token, and the KL of each part of a document."""
