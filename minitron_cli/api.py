@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from minitron_cli import device as devices
-from minitron_cli import process_rank
+from minitron_cli.artifacts import agreement
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
 from minitron_cli.artifacts.workspace import Workspace
@@ -78,10 +78,7 @@ def workspace(
     context = Context(
         directory, device=devices.resolve(device), dtype=dtype, overwrite=overwrite, resume=resume, offline=offline
     )
-    if not process_rank.is_first_process():  # the first process holds the lock for all
-        yield context
-        return
-    with directory.lock():
+    with agreement.locked(directory):
         yield context
 
 

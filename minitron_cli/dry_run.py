@@ -1,6 +1,6 @@
 """Forecast of a recipe from family tables and configs: shapes, counts and work. Nothing is run or downloaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,8 @@ class PlannedStep:
     """Name of the model that teaches."""
     shapes: tuple[Shape, ...]
     """Shape of the child, or of each candidate."""
+    targets: Mapping[str, Sequence[Shape]]
+    """Label of each of the search's targets, or one empty label -> those of its own."""
     is_compared: bool = False
     """Whether its models are compared with the chain's original, too."""
 
@@ -79,12 +81,15 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def _plan(recipe: Recipe, model: str, parent: Shape) -> Plan:
-    children = _children(recipe, parent)
+    child = recipe_check.child(recipe, parent)
+    targets = {"": [child]} if child else _candidates(recipe, parent)
+    shapes = tuple(shape for some in targets.values() for shape in some)
+    children = {"child" if child else f"candidate {i + 1}": shape for i, shape in enumerate(shapes)}
     largest = max(children.values(), key=Shape.parameters)
     taught_by = {"original": recipe.model, "parent": model}.get(recipe.teacher, recipe.teacher)
     steps = dict(_steps(recipe, parent, largest, len(children)))
     located = recipe.model_copy(update={"model": model, "pretraining": recipe.known_pretraining})
-    return Plan(model, parent, children, steps, {"": PlannedStep(located, parent, taught_by, tuple(children.values()))})
+    return Plan(model, parent, children, steps, {"": PlannedStep(located, parent, taught_by, shapes, targets)})
 
 
 def prices(plan: Plan, device: str, directory: Path) -> dict[str, "Price"]:
@@ -98,7 +103,9 @@ def prices(plan: Plan, device: str, directory: Path) -> dict[str, "Price"]:
     for label, step in plan.planned.items():
         parent = _subject(step.recipe.model, step.parent)
         original = _subject(plan.model) if step.is_compared and found else None  # the first step's parent is it
-        work = RecipeWork(step.recipe, parent, _subject(step.teacher), step.shapes, device, original, trained)
+        work = RecipeWork(
+            step.recipe, parent, _subject(step.teacher), step.shapes, device, original, trained, step.targets
+        )
         trained = work.trainings()
         found |= {f"{label}: {name}" if label else name: estimate.price(one, place) for name, one in work.stages()}
     return found
@@ -122,23 +129,20 @@ def shape_of(model: str) -> tuple[Shape, Checkpoint | None]:
     return shape, checkpoint
 
 
-def _children(recipe: Recipe, parent: Shape) -> dict[str, Shape]:
-    """The child, or the most evenly scaled feasible shapes in place of those that retain most importance, which needs
-    scores."""
-    if child := recipe_check.child(recipe, parent):
-        return {"child": child}
+def _candidates(recipe: Recipe, parent: Shape) -> dict[str, list[Shape]]:
+    """Label of each of a search's targets, or one empty label -> candidates for it.
+
+    These are the most evenly scaled feasible shapes, in place of those that retain most importance, which needs scores.
+    """
     prune, prunable = recipe.prune, recipe_check.prunable(recipe, parent)
-    if recipe.search:
-        found = _searched(recipe.search, prunable, prune.serving_lint)
-    else:
-        found = feasible.within_budget(prunable, prune)[: prune.candidates]
-    return {f"candidate {i + 1}": candidate.shape for i, candidate in enumerate(found)}
+    if recipe.search is None:
+        return {"": [one.shape for one in feasible.within_budget(prunable, prune)[: prune.candidates]]}
+    found = {label: _searched(recipe.search, prunable, label, prune.serving_lint) for label in recipe.search.labels}
+    return {label: [one.shape for one in some] for label, some in found.items()}
 
 
-def _searched(search: SearchConfig, parent: Shape, serving_lint: ServingLint) -> list[feasible.Candidate]:
-    """Most evenly scaled feasible shapes, in place of those that retain most importance, which needs scores."""
-    found = [feasible.searched(parent, search, label, serving_lint) for label in search.labels]
-    return [c for some in found for c in feasible.by_evenness(parent, *some)[: search.candidates]]
+def _searched(search: SearchConfig, parent: Shape, label: str, lint: ServingLint) -> list[feasible.Candidate]:
+    return feasible.by_evenness(parent, *feasible.searched(parent, search, label, lint))[: search.candidates]
 
 
 def _steps(recipe: Recipe, parent: Shape, child: Shape, candidates: int) -> Iterator[tuple[str, str]]:

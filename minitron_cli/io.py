@@ -22,6 +22,7 @@ from minitron_cli.system_calls import Disk
 WRITE_BYTES = 16 << 20  # per call, so that signals are handled between calls
 EARLY_BYTES = 64 << 20
 """Bytes after which what was written so far is brought to the disk."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HASH_BYTES = 1 << 20
 HASHERS = 4  # threads, each of which hashes one file
 
@@ -108,6 +109,10 @@ def _created(path: Path, make: Callable[[Path, int, Executor], AnyFile]) -> Iter
             yield file
             file.raise_if_unsynced()
         disk.fsync(fd)
+    except OSError as e:
+        if e.errno in NO_ROOM and not e.filename:  # which calls on a descriptor do not name
+            e.filename = str(path)
+        raise
     finally:
         disk.close(fd)
 

@@ -249,9 +249,12 @@ class Recipe(Spec):
         return min(enough, key=lambda name: counts[name], default=self.model)
 
     def seeded(self, seed: int) -> Self:
-        """The recipe with one seed for all random numbers, in every step."""
-        steps = tuple(step.model_copy(update=_reseeded(step, seed)) for step in self.steps)
-        return self.model_copy(update=_reseeded(self, seed) | {"steps": steps})
+        """The recipe with one seed for all that its stages draw, in every step.
+
+        A control keeps a seed of its own, and evaluations keep theirs: models of all seeds get the same questions.
+        """
+        steps = tuple(step.model_copy(update=_sections_of_seed(step, seed)) for step in self.steps)
+        return self.model_copy(update=_sections_of_seed(self, seed) | {"steps": steps})
 
 
 def prunes_layers(prune: PruneConfig, search: SearchConfig | None) -> bool:
@@ -262,12 +265,20 @@ def prunes_layers(prune: PruneConfig, search: SearchConfig | None) -> bool:
     return shaped or within_budget or searched or prune.ranking.layers == "perplexity"
 
 
-def _reseeded(part: Spec, seed: int) -> dict[str, Spec]:
-    names = ("data", "importance", "search", "sparsify", "correct", "teach", "distill")
+def _sections_of_seed(part: Spec, seed: int) -> dict[str, Spec]:
+    names = ("importance", "search", "prune", "sparsify", "correct", "teach", "distill")
     sections = {name: getattr(part, name, None) for name in names}
-    found = {name: section.model_copy(update={"seed": seed}) for name, section in sections.items() if section}
-    prune: PruneConfig | None = getattr(part, "prune", None)
-    return found | ({"prune": prune.seeded(seed)} if prune else {})
+    return {name: _reseeded(section, seed) for name, section in sections.items() if section}
+
+
+def _reseeded(spec: Spec, seed: int) -> Spec:
+    """The same with this seed, also in the sections within it that have one."""
+    changed: dict[str, Any] = {}
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        new = seed if name == "seed" else _reseeded(value, seed) if isinstance(value, Spec) else value
+        changed |= {} if new is value else {name: new}
+    return spec.model_copy(update=changed) if changed else spec
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig
@@ -25,7 +24,12 @@ def check(recipe: Recipe, parent: Shape) -> None:
     for step in recipe.steps or (None,):
         asked = recipe.at(step) if step else recipe
         with _named(f"step {step.label}: " if step else ""):
-            known = known and child(asked, known)
+            before, known = known, known and child(asked, known)
+            for name, shape in (("correct", before), ("sparsify", known), ("distill", known)):
+                section = getattr(asked, name)
+                if section and shape:
+                    with _named(f"{name}: "):
+                        shape.written_as(section.write_as)
             if asked.distill:
                 student, _ = short_runs.fitted(asked.distill, asked.data.sequence_length)
                 for control in asked.controls:
@@ -34,11 +38,8 @@ def check(recipe: Recipe, parent: Shape) -> None:
 
 def prunable(recipe: Recipe, parent: Shape) -> Shape:
     """Shape that a step prunes, with what its prune section adds to the parent or does not ask of a child."""
-    prune = recipe.prune
-    found = parent.written_as(prune.write_as)
-    found = found.untied() if prune.untie else found
-    found = found.with_biases() if prune.adds_biases else found
-    return replace(found, kinds=()) if prune.serving_lint == "warn" else found
+    found = recipe.prune.prepared(parent)
+    return found.with_biases() if recipe.prune.adds_biases else found
 
 
 def child(recipe: Recipe, parent: Shape) -> Shape | None:

@@ -3,8 +3,8 @@
 No text is read, so that as many held-out blocks are taken to be there as a stage uses at most.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from minitron_cli.cost import budgets
 from minitron_cli.cost.budgets import Trained
@@ -17,7 +17,7 @@ from minitron_cli.price import evaluation, importance, prune, search, sparsify_r
 from minitron_cli.price.offer import compute_dtype
 from minitron_cli.price.sparsify_rounds import HELD_OUT_BLOCKS
 from minitron_cli.price.work import Subject, Work
-from minitron_cli.prune.config import ScoreRepair
+from minitron_cli.prune.config import PruneConfig, ScoreRepair
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.recipe import Recipe
 from minitron_cli.repair import repaired_plan
@@ -43,10 +43,17 @@ class RecipeWork:
     """The model that the chain started from, if the step's models are compared with it and it is not the parent."""
     earlier: tuple[Trained, ...] = ()
     """Trainings of the chain's earlier steps."""
+    targets: Mapping[str, Sequence[Shape]] = field(default_factory=dict)
+    """Label of each of the search's targets -> those of the shapes that are its own."""
 
     @property
     def length(self) -> int:
         return self.recipe.data.sequence_length
+
+    @property
+    def _pruning(self) -> PruneConfig:
+        """The pruning, with the numbers of blocks that it takes of this length."""
+        return self.recipe.prune.fitted(self.length)
 
     @property
     def child(self) -> Subject:
@@ -133,7 +140,7 @@ class RecipeWork:
     def _search(self) -> Work:
         config = self.recipe.search
         assert config
-        labels, retraining = config.labels, None
+        retraining = None
         if config.retrain:
             retrain, _ = short_runs.fitted(config.retrain, self.length)
             config = config.model_copy(update={"retrain": retrain})
@@ -142,20 +149,20 @@ class RecipeWork:
             search.Searching(
                 parent=self.parent,
                 teacher=self.teacher,
-                targets={label: self.shapes[i :: len(labels)] for i, label in enumerate(labels)},
+                targets=self.targets,
                 config=config,
                 length=self.length,
                 score_blocks=config.score_blocks,
                 retraining=retraining,
                 repairs={str(shape): self._repairs(shape, config.score_repair) for shape in self.shapes},
                 retrained_repairs={str(shape): self._repairs(shape, FULL) for shape in self.shapes},
-                repair_samples=self.recipe.prune.repair_samples if self.recipe.prune.repairs else 0,
+                repair_samples=self._pruning.repair_samples if self._pruning.repairs else 0,
                 compute_dtype=compute_dtype(retraining, self.device) if retraining else "float32",
             )
         )
 
     def _prune(self) -> Work:
-        config, calibration = self.recipe.prune, self.recipe.scoring()
+        config, calibration = self._pruning, self.recipe.scoring()
         shapes = self.shapes if config.budget and not self.recipe.search else [self.child.shape]
         return prune.work(
             prune.Pruning(
@@ -178,7 +185,7 @@ class RecipeWork:
 
     def _repairs(self, shape: Shape, setting: ScoreRepair) -> frozenset[str]:
         """Repairs of a candidate with this setting."""
-        return repaired_plan.of_candidate(self._plan(shape), self.recipe.prune, setting)
+        return repaired_plan.of_candidate(self._plan(shape), self._pruning, setting)
 
     def _plan(self, shape: Shape) -> PrunePlan:
         return subject.plan_to(self.parent.shape, shape)

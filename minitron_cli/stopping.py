@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from minitron_cli.errors import Interrupted
+from minitron_cli.process_rank import process_count
 
 _signal: int | None = None
 _deferrals = 0
@@ -56,8 +57,9 @@ def raise_if_stopped() -> None:
 
 
 def interrupted() -> Interrupted:
-    """Error to raise when work has stopped on request."""
-    return Interrupted("stopped on request; run the same command again to continue", _signal or 2)
+    """Error to raise when work has stopped on request, or in one of several processes because another has ended."""
+    why = "stopped on request" + ", or because another process has ended" * (process_count() > 1)
+    return Interrupted(f"{why}; run the same command again to continue", _signal or 2)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class RealDistillStudy(Study):
 
     def name(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> str:
         """Name that the figures of a run are kept under."""
-        return f"{self.ratio}-{arm}-{seed}-{rate:g}-{tokens}-{half}"
+        return f"{self.ratio}-{arm}-{seed}-{rate:g}-{tokens}-{half}-{self.batch}"
 
     def training(self, arm: str, seed: int, rate: float, tokens: int, half: int) -> Figures:
         """A run: its `curve`, held-out loss and KL on one half of the blocks, and its throughput as `run`."""
@@ -178,7 +178,8 @@ def page(study: RealDistillStudy, name: str, seeds: int, figure: Path) -> Iterat
     yield ""
     yield (
         f"Regenerate: `make real-models && python scripts/real_distill_study.py {name} --text T --validation V "
-        f"--tokens {study.tokens} --trial-tokens {study.trial_tokens} --blocks {study.blocks} --seeds {seeds}`"
+        f"--ratio {study.ratio} --samples {study.samples} --blocks {study.blocks} --tokens {study.tokens} "
+        f"--trial-tokens {study.trial_tokens} --batch {study.batch} --seeds {seeds}`"
     )
     draw(curves, figure)
 

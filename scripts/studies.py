@@ -83,8 +83,9 @@ class Study:
 
     @property
     def directory(self) -> Path:
-        """Directory for the figures of this teacher at this number of calibration blocks."""
-        return self.context.workspace.root / self.folder / f"{self.parent.fingerprint[:8]}-{self.samples}"
+        """Directory for the figures of this teacher and text at this number of calibration blocks."""
+        text = canonical_json.digest([self.train.fingerprint, self.validation.fingerprint])[:8]
+        return self.context.workspace.root / self.folder / f"{self.parent.fingerprint[:8]}-{self.samples}-{text}"
 
     def path_of(self, name: str) -> Path:
         """File that `remembered` keeps these figures in."""

@@ -6,14 +6,20 @@ launcher. It needs no process group and no accelerator, and a process may wait i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import count
+from typing import TYPE_CHECKING
 
 from minitron_cli import process_rank, progress
 from minitron_cli.errors import RunFailed
 
+if TYPE_CHECKING:
+    from minitron_cli.artifacts.workspace import Workspace
+
+LOCKED = "the workspace is locked"
 POLL_SECONDS = 0.05
 CONNECT = timedelta(minutes=30)  # the processes of several machines start at different times
 
@@ -74,3 +80,18 @@ def hear() -> str:
         return _messages().hear()
     except DistError as e:
         raise RunFailed("the first process has ended: run the command again, which continues where it was") from e
+
+
+@contextmanager
+def locked(workspace: "Workspace") -> Iterator[None]:
+    """Context in which the first process holds the workspace's lock for all; the others wait until it has it.
+
+    What they read of the workspace before may be replaced by the process that held it.
+    """
+    if not process_rank.is_first_process():
+        hear()
+        yield
+        return
+    with workspace.lock():
+        tell(LOCKED)
+        yield

@@ -54,11 +54,22 @@ def _is_plain(name: str) -> bool:
     return Path(own).name == own and own != ".." and own.isprintable()
 
 
+_COMMANDS = {
+    "evaluate": "minitron eval",
+    "teacher": "python scripts/bench_teacher.py",
+    "family": "minitron run",
+    "ticket_start": "minitron ticket train",
+    "ticket_round": "minitron ticket train",
+    "ticket": "minitron ticket train",
+    "transfer": "minitron ticket train",
+    "supermask": "minitron ticket supermask",
+}
+"""Stage -> command that makes its result, where that has not the stage's name."""
+
+
 def command_of(stage: str) -> str:
     """Command that makes a stage's result."""
-    return {"evaluate": "minitron eval", "teacher": "python scripts/bench_teacher.py", "family": "minitron run"}.get(
-        stage, f"minitron {stage}"
-    )
+    return _COMMANDS.get(stage, f"minitron {stage}")
 
 
 def again(stage: str) -> str:

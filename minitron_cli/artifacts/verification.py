@@ -11,8 +11,8 @@ from minitron_cli.artifacts.manifest import MANIFEST, RUN, Manifest, UnreadableM
 from minitron_cli.artifacts.workspace import CURRENT, Workspace
 from minitron_cli.errors import ArtifactError
 
-MADE_HERE = ("scores", "search", "student")
-"""Names of inputs that another stage of the same workspace has made."""
+MADE_HERE = ("scores", "search", "student", "signals", "outliers")
+"""Names of inputs that another stage of the same workspace has made, unless the user gave them."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ def _damage(artifact: Artifact, step: Callable[[int], None]) -> Iterator[str]:
         yield f"{RUN} is missing or damaged"
 
 
-def lost_inputs(checked: Collection[Checked]) -> Iterator[tuple[Checked, str]]:
-    """Artifacts with the name of an input that the workspace made and no longer has."""
-    known = {name for one in checked for name in one.fingerprints}
+def lost_inputs(checked: Collection[Checked], given: Collection[str]) -> Iterator[tuple[Checked, str]]:
+    """Artifacts with the name of an input that the workspace made and no longer has. `given`: fingerprints of inputs
+    that the user gave."""
+    known = {*given, *(name for one in checked for name in one.fingerprints)}
     for one in checked:
         inputs = one.manifest.inputs if one.manifest else {}
         is_made_here = inputs.keys() if one.stage == "report" else MADE_HERE

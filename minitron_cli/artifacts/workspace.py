@@ -143,8 +143,8 @@ def _readable(path: Path) -> Artifact | None:
 
 
 def _remove_if_empty(root: Path) -> None:
-    """Remove the directory of a command that failed before it wrote anything."""
-    if root.is_dir() and {path.name for path in root.iterdir()} <= {LOCK}:
+    """Remove the directory of a command that failed before it wrote a file."""
+    if root.is_dir() and {path.name for path in root.rglob("*") if not path.is_dir()} <= {LOCK}:
         io.remove_tree(root)
         with suppress(OSError):  # other workspaces, or another process that makes one, need it
             io.disk.remove_dir(root.parent)

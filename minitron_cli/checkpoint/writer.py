@@ -107,9 +107,9 @@ def write_checkpoint(
             blank.fill(name, content(name))
 
 
-def size_on_disk(specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+def size_on_disk(specs: Mapping[str, TensorSpec]) -> int:
     """Size of the weight files in bytes, headers included."""
-    return sum(len(_header(_stored(shard))) + _payload(shard) for shard in _shards(specs, max_shard_bytes))
+    return sum(len(_header(_stored(shard))) + _payload(shard) for shard in _shards(specs, MAX_SHARD_BYTES))
 
 
 def write_safetensors(

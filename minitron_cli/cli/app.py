@@ -191,17 +191,29 @@ def _fail(error: BaseException, shown: Show) -> int:
     elif fault.is_expected:
         _print_error(fault.sentence)
     else:
-        console.error(f"{fault.sentence}; {exit_codes.kept_traceback(error) or 'run again with --debug to see where'}")
+        where = exit_codes.kept_traceback(error) or "run again with --debug to see where"
+        _print_error(f"{fault.sentence}; {where}")
     return fault.exit_code
 
 
 def _print_error(sentence: str) -> None:
-    """Print an error; without colors where memory or file handles do not suffice to import what prints them."""
+    """Print an error; without colors where memory or file handles do not suffice to import what prints them.
+
+    Another process than the first prints what the first has not said in a moment.
+    """
+    if not process_rank.is_first_process():
+        if torchrun.let_first_speak():
+            _write_error(f"{process_rank.this_process()}: {sentence}")
+        return
     try:
         console.error(sentence)
     except (MemoryError, ImportError, OSError):
-        with suppress(OSError):
-            os.write(2, f"error: {sentence}\n".encode())
+        _write_error(sentence)
+
+
+def _write_error(sentence: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"error: {sentence}\n".encode())
 
 
 def _version(wanted: bool) -> None:

@@ -73,7 +73,7 @@ class BuildOptions(WorkspaceOptions):
 
 @dataclass(frozen=True)
 class ComputeOptions(BuildOptions):
-    """`BuildOptions`, and the options on how a stage computes. None of them changes which result is requested."""
+    """`BuildOptions`, and the options on how a stage computes. None but the dtype changes which result is requested."""
 
     device: Annotated[
         str,

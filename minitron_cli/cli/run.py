@@ -45,7 +45,8 @@ def run(
     torchrun.if_requested(gpus)
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
-    with sessions.running(how, workspace, f"run {recipe}: {requested.model}") as context:
+    work = f"run {recipe}: {requested.model}"
+    with sessions.running(how, workspace, work) as context, sessions.remembered(how, workspace):
         from minitron_cli import api, pipeline
         from minitron_cli.evaluate import gate
 

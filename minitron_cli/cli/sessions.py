@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from minitron_cli import device as devices
 from minitron_cli import io, process_rank, progress, yaml_document
 from minitron_cli import recipe as recipes
+from minitron_cli.artifacts import agreement
 from minitron_cli.artifacts import workspace as workspaces
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
@@ -114,14 +115,18 @@ def opened(
     model = models[0] if models else given.values.get("model")
     default = recipes.find(recipe).stem if recipe else model
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default and workspaces.slug(str(default)))
-    requested = _requested(
-        given, workspace.settings, model, text, {(stage, *place): v for place, v in (flags or {}).items()}
-    )
-    requested = requested.changed(_placed(change, stage) for change in changes)
-    of = f": {requested.values['model']}" if requested.values.get("model") else ""
+    options = {(stage, *place): v for place, v in (flags or {}).items()}
+
+    def requested() -> YamlDocument:
+        found = _requested(given, workspace.settings, model, text, options)
+        return found.changed(_placed(change, stage) for change in changes)
+
+    of = f": {name}" if (name := requested().values.get("model")) else ""  # what cannot be read is refused at once
     work, needs_float64 = SAID.get(stage, stage) + of, stage not in SUMS_ON_CPU
-    with running(how, workspace, work, _defaults(workspace, stage, requested), needs_float64=needs_float64) as context:
-        yield Session(how, workspace, requested, context)
+    with running(how, workspace, work, needs_float64=needs_float64) as context:
+        asked = requested()  # again, as another command may have worked here until now
+        with remembered(how, workspace, _defaults(workspace, stage, asked)):
+            yield Session(how, workspace, asked, context)
 
 
 def _placed(change: str, stage: str) -> str:
@@ -142,22 +147,25 @@ def running(
     how: BuildOptions,
     workspace: Workspace,
     work: str,
-    requested: Mapping[str, Any] | None = None,
     *,
     needs_float64: bool = True,
 ) -> Iterator[Context]:
-    """Say what `work` is about to be done, hold the workspace's lock and yield the context that stages run in.
-
-    Afterwards, the workspace, its model and its data become the defaults of later commands.
-    """
+    """Say what `work` is about to be done, hold the workspace's lock and yield the context that stages run in."""
     said = progress.announced(f"minitron {work}, in {workspace.root}")
     with said, _locked(workspace, how), _traceback_kept(workspace):
-        try:
-            yield _context(how, workspace, needs_float64)
-        except Interrupted:
-            _remember(how, workspace, requested or {})
-            raise
+        yield _context(how, workspace, needs_float64)
+
+
+@contextmanager
+def remembered(how: BuildOptions, workspace: Workspace, requested: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Context of the work after which, or after a stop, the workspace, its model and its data become the defaults of
+    later commands."""
+    try:
+        yield
+    except Interrupted:
         _remember(how, workspace, requested or {})
+        raise
+    _remember(how, workspace, requested or {})
 
 
 def located(recipe: Recipe) -> Recipe:
@@ -275,8 +283,8 @@ def _context(how: BuildOptions, workspace: Workspace, needs_float64: bool) -> Co
 
 
 def _locked(workspace: Workspace, how: BuildOptions) -> AbstractContextManager[None]:
-    """Lock of the workspace; none for a dry run, and none in processes other than the first."""
-    return nullcontext() if how.dry_run or not process_rank.is_first_process() else workspace.lock()
+    """Lock of the workspace; none for a dry run."""
+    return nullcontext() if how.dry_run else agreement.locked(workspace)
 
 
 @contextmanager

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from minitron_cli.artifacts.artifact import Artifact
     from minitron_cli.artifacts.workspace import Workspace
 
-Stage = Literal["importance", "search", "prune", "sparsify", "correct", "teach", "distill", "eval"]
+# fmt: off
+Stage = Literal[
+    "importance", "search", "prune", "sparsify", "correct", "teach", "distill", "eval",
+    "family", "landscape", "ticket", "transfer", "supermask",
+]
+# fmt: on
 What = Literal[Stage, "cost"]
 STAGES: dict[Stage, str] = {s: "evaluate" if s == "eval" else s for s in get_args(Stage)}
 
@@ -26,12 +31,14 @@ def show_results(
         What | None,
         Argument(
             metavar="[STAGE]",
-            help="Stage to show: importance, search, prune, sparsify, correct, teach, distill or eval; or cost.",
+            help="Stage to show: importance, search, prune, sparsify, correct, teach, distill, eval, family, "
+            "landscape, ticket, transfer or supermask; or cost.",
         ),
     ] = None,
     plot: Annotated[Path | None, Option(metavar="FILE.svg", help="With importance: also plot it to this file.")] = None,
 ) -> None:
     """Show the current result of STAGE, or of every stage; `cost` shows tokens, FLOPs and hours."""
+    from minitron_cli.artifacts.manifest import command_of
     from minitron_cli.artifacts.workspace import open_workspace
     from minitron_cli.cli import console, printing, tables
 
@@ -49,8 +56,9 @@ def show_results(
     if unreadable and not found:
         raise unreadable[0]
     if not found:
-        what, command = (f"{stage} result", stage) if stage else ("result", "importance MODEL")
-        raise workspace.lacks(what, f"minitron {command}")
+        model = " MODEL" if stage in (None, "importance", "landscape", "ticket", "transfer", "supermask") else ""
+        command = command_of(STAGES[stage or "importance"])
+        raise workspace.lacks(f"{stage} result" if stage else "result", f"{command}{model}")
     if plot:
         _draw(found[0], plot)
     printing.artifacts(found, where, in_detail=stage == "importance")

@@ -166,8 +166,9 @@ def supermask(
 ) -> None:
     """Measure weights that were never trained, under masks that a training or learned scores have found.
 
-    The bars to beat are equal probabilities and the frequencies of tokens in the training text. The dense training that
-    criteria look at is that of `minitron ticket train` with the same settings, and is made once for both.
+    For comparison, the table has the loss of equal probabilities and that of the frequencies of tokens in the training
+    text. The dense training that criteria look at is that of `minitron ticket train` with the same settings, and is
+    made once for both.
 
     For example: minitron ticket supermask demo-teacher --data 'corpus/*.jsonl' --tokens 2M --seeds 3
     """

@@ -40,10 +40,12 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def let_first_speak() -> None:
-    """In another process than the first of `launch`, wait a moment; the launcher ends it once the first has ended."""
+def let_first_speak() -> bool:
+    """In another process than the first, wait a moment; the launcher ends it, or asks it to stop, once the first has
+    ended. Whether it was not asked to, so that nobody has said yet what is wrong."""
     if is_one_of_several() and not process_rank.is_first_process():
         time.sleep(FIRST_SECONDS)
+    return not progress.stop_requested()
 
 
 def launch(processes: int) -> NoReturn:
@@ -52,7 +54,7 @@ def launch(processes: int) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # in the launcher only: rank 0 prints the error
+    logging.disable(logging.ERROR)  # in the launcher only: the processes print errors
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: the processes share the cores
     os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
@@ -70,11 +72,23 @@ def launch(processes: int) -> NoReturn:
         # Not torchrun: its argument parser takes `--run` for an abbreviation of an option of its own.
         elastic_launch(config, sys.executable)(*_isolation(), "-u", "-m", "minitron_cli", *sys.argv[1:])
     except ChildFailedError as e:
-        _, failure = e.get_first_failure()
+        rank, failure = e.get_first_failure()
+        if failure.exitcode < 0:
+            _say_killed(rank, processes, -failure.exitcode)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except SignalException as e:
         sys.exit(128 + e.sigval)
     sys.exit(0)
+
+
+def _say_killed(rank: int, processes: int, number: int) -> None:
+    from minitron_cli.cli import console
+
+    reason = ", as a system does that runs out of memory" if number == signal.SIGKILL else ""
+    console.error(
+        f"{process_rank.named(rank, processes)} was killed by signal {number}{reason}; run the same command again to "
+        "continue"
+    )
 
 
 def _isolation() -> list[str]:

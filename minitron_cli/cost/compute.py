@@ -3,9 +3,10 @@
 FLOPs are those that the models require, not those that a machine executed: what is recomputed to save memory or after a
 kill counts once, and padding does not count. The forward pass of a token takes two FLOPs per weight of every matrix
 that multiplies (Kaplan et al. 2020, sec. 2.1): the head counts, the embedding look-up does not, and of experts only
-those that a token uses. To that, four per head channel and attended position (Chowdhery et al. 2022, app. B), with half
-a block attended to on average. A backward pass takes two forward passes. Statistics, optimizer and projections are not
-counted, nor are benchmark tasks, whose prompts are not blocks.
+those that a token uses. To that, two per channel of a head's key and of its value and attended position (four where
+both have as many channels: Chowdhery et al. 2022, app. B), with half a block attended to on average. A backward pass
+takes two forward passes. Statistics, optimizer and projections are not counted, nor are benchmark tasks, whose prompts
+are not blocks.
 """
 
 from collections.abc import Iterable, Sequence

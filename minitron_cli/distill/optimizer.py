@@ -144,7 +144,7 @@ class Optimizer:
                 yield name, self._masking, self.parameters[name], self._updated[name]
 
     def _copies(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """Each parameter with its copy in the host's memory; none unless they are offloaded."""
+        """Each parameter with the copy that the moments update, where that is not itself: offloaded, or masked."""
         both = zip(self.parameters.values(), self._updated.values(), strict=True)
         return [(p, updated) for p, updated in both if updated is not p]
 

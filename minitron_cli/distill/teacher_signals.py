@@ -39,6 +39,11 @@ class TeacherSignals:
         """Hash of their content."""
         return self.artifact.fingerprint
 
+    def given(self, workspace: Workspace) -> dict[str, dict[str, str]]:
+        """What `Workspace.given` records of them: their directory, unless this workspace made them."""
+        path = self.artifact.path.resolve()
+        return {} if path.is_relative_to(workspace.root.resolve()) else {self.fingerprint: {"signals": str(path)}}
+
     @cached_property
     def train(self) -> StoredSignals:
         """Those of the training text."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from minitron_cli.artifacts.build import Context
 from minitron_cli.checkpoint import hf
@@ -12,15 +13,22 @@ from minitron_cli.inputs.source_model import SourceModel
 from minitron_cli.results.evaluation import PARENT
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def speed_of(context: Context, subjects: Mapping[str, SourceModel], config: Speed) -> SpeedRecord:
     """Generation speed of every model, each measured in turns with the parent."""
-    loaded = hf.load_model(subjects[PARENT].path, device=context.device, dtype=context.dtype)
+
+    def load(subject: SourceModel) -> "PreTrainedModel":
+        return hf.load_model(subject.path, device=context.device, dtype=subject.dtype_in(context))
+
+    loaded = load(subjects[PARENT])
     found: dict[str, ModelSpeed] = {}
     for label, subject in subjects.items():
         if label != PARENT or len(subjects) == 1:
             is_parent = label == PARENT
-            model = loaded if is_parent else hf.load_model(subject.path, device=context.device, dtype=context.dtype)
+            model = loaded if is_parent else load(subject)
             timed = generation_speed.compare(model, loaded, config)
             found.setdefault(PARENT, ModelSpeed(**asdict(timed.parent)))
             found[label] = ModelSpeed(**asdict(timed.model)) if is_parent else _model_speed(timed)
@@ -31,7 +39,8 @@ def speed_of(context: Context, subjects: Mapping[str, SourceModel], config: Spee
 
 
 def _memory(context: Context, subject: SourceModel, config: Speed) -> dict[str, int]:
-    return generation_speed.peak_memory(subject.path, config, device=context.device, dtype=context.dtype)
+    dtype = subject.dtype_in(context)
+    return generation_speed.peak_memory(subject.path, config, device=context.device, dtype=dtype)
 
 
 def _model_speed(timed: SpeedComparison) -> ModelSpeed:

@@ -17,6 +17,6 @@ def rescore(builder: ChildBuilder, plan: PrunePlan, blocks: Blocks, config: Impo
     """Scores of the model that a plan leaves, on the samples that the parent was scored on."""
     model = builder.model(plan)
     removes = builder.ranking.layers == "perplexity" and plan.child.sizes["layer"] > 1
-    options = replace(config.observer_options, removal_lengths=(1,) if removes else ())
+    options = replace(config.observer_options, removal_lengths=(1,) if removes else (), distance_lengths=())
     activations = collect(model, plan.child.family, Calibration.of(config, blocks), options)
     return activations | magnitude(hf.stored_tensors(model, plan.child.tensors()).__getitem__, plan.child)

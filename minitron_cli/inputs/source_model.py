@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.safetensors_file import TensorInfo
 from minitron_cli.choices import CheckpointForm
 from minitron_cli.device import emulates
-from minitron_cli.errors import CheckpointError, InputError, shown
+from minitron_cli.errors import CheckpointError, shown
 from minitron_cli.inputs import early_checks
 from minitron_cli.inputs.stored_names import named_by_table
 from minitron_cli.model import wrappers
@@ -61,15 +61,13 @@ class SourceModel:
         """
         implied = {self.family.layer_pattern: list(self.shape.kinds)} if self.shape.kinds else {}
         stated = replace(self.checkpoint, config={**implied, **self.checkpoint.config})
-        return replace(self, checkpoint=stated, shape=replace(self.shape, kinds=()))
+        return replace(self, checkpoint=stated, shape=self.shape.without_pattern())
 
     def untied(self) -> "SourceModel":
         """Model whose LM head is a copy of the embedding. InputError if the head is not tied."""
-        if not self.shape.is_tied:
-            raise InputError(f"the LM head of {self.name} is not tied: leave --untie out")
-        checkpoint = self.checkpoint
+        shape, checkpoint = self.shape.untied(), self.checkpoint
         heads = {head: checkpoint.tensors[embedding] for head, embedding in self.family.tied.items()}
-        return self._changed(self.shape.untied(), {"tie_word_embeddings": False}, heads)
+        return self._changed(shape, {"tie_word_embeddings": False}, heads)
 
     def with_biases(self) -> "SourceModel":
         """Model with a bias of zeros wherever inputs of a matrix can be pruned and transformers loads a bias there."""
@@ -93,11 +91,10 @@ class SourceModel:
 
     def written_as(self, form: CheckpointForm | None) -> "SourceModel":
         """Model whose children are written in this form; None: as it is itself. InputError if it is in no wrapper."""
-        if form == "wrapper" and self.checkpoint.wrapper is None:
-            raise InputError(f"{self.name} is a text model, in no wrapper that could be written: leave --as out")
+        shape = self.shape.written_as(form)
         if form != "text" or self.checkpoint.wrapper is None:
             return self
-        return replace(self, checkpoint=self.checkpoint.without_wrapper, shape=self.shape.written_as(form))
+        return replace(self, checkpoint=self.checkpoint.without_wrapper, shape=shape)
 
 
 def open_source_model(model: str | Path, *, offline: bool = False) -> SourceModel:

@@ -35,6 +35,13 @@ class Processes(NamedTuple):
             for state in others:
                 observer.merge(state)
 
+    def all(self, claim: bool) -> bool:
+        """Whether the claim is true in every process; the same answer in all of them."""
+        claims = [claim] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(claims, claim)
+        return all(claims)
+
     def _gather(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         gathered: list[dict[str, Tensor]] = [{}] * self.size
         distributed.all_gather_object(gathered, {name: tensor.cpu() for name, tensor in state.items()})

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from minitron_cli.choices import CheckpointForm
-from minitron_cli.errors import CheckpointError, shown
+from minitron_cli.errors import CheckpointError, InputError, shown
 from minitron_cli.model.axes import PRUNABLE, Count
 from minitron_cli.model.family import NAME_AXIS, Family
 from minitron_cli.model.layer_kinds import Layer, apportioned
@@ -42,6 +42,11 @@ class Shape:
             family.kinds(config),
             family.keeps_hidden_per_head(config),
         )
+
+    def check_size(self, axis: str, size: int, remedy: str = "choose another size", *, where: str = "") -> None:
+        """Raise InputError, which names the place and the remedy, unless this model can have a child of this size."""
+        if not 0 < size <= self.sizes[axis]:
+            raise InputError(f"{where}{axis}={size} is not within 1 to the parent's {self.sizes[axis]}: {remedy}")
 
     def resize(self, **sizes: int) -> "Shape":
         """The same model with other sizes of some axes. Of each kind of layers it has as many as its share.
@@ -87,19 +92,30 @@ class Shape:
         return not self.family.tied.keys() <= set(self.templates)
 
     def untied(self) -> "Shape":
-        """The same model with an LM head of its own."""
+        """The same model with an LM head of its own. InputError if it has one."""
+        if not self.is_tied:
+            raise InputError("the LM head of the model is not tied: leave --untie out")
         return replace(
             self, templates=tuple(t for t in self.family.tensors if t in {*self.templates, *self.family.tied})
         )
 
     def written_as(self, form: CheckpointForm | None) -> "Shape":
-        """The same model in this form; as text, one in a wrapper shares no size with what is around it any more."""
+        """The same model in this form; as text, one in a wrapper shares no size with what is around it any more.
+
+        None: as it is. InputError for a wrapper around a model that is in none.
+        """
         wrapping = self.family.wrapping
+        if form == "wrapper" and wrapping is None:
+            raise InputError("the model is a text model, in no wrapper that could be written: leave --as out")
         if form != "text" or wrapping is None:
             return self
         family = wrapping.alone.with_layers(self.family.layers)
         was_derived = family.sizes.keys() != self.family.sizes.keys() and not family.head_dim_table
         return replace(self, family=family, keeps_hidden_per_head=self.keeps_hidden_per_head and not was_derived)
+
+    def without_pattern(self) -> "Shape":
+        """The same model, whose layers may be removed in any choice, whatever kinds readers expect."""
+        return replace(self, kinds=())
 
     def with_biases(self) -> "Shape":
         """The same model with a bias wherever inputs of a matrix can be pruned and its family may have one there.

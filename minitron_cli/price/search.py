@@ -63,7 +63,7 @@ def work(searching: Searching) -> Work:
     is_read = searching.config.objective == "kl" or (retraining is not None and searching.signals is None)
     loaded = teacher if is_read else None
     held = training.held(largest.shape.parameters(), loaded, searching.compute_dtype) if retraining else {}
-    is_task = isinstance(searching.config.objective, TaskObjective)
+    objective = searching.config.objective
     return Work(
         what=f"{len(shapes)} shapes on {searching.score_blocks:,} blocks{_retrained(searching)}",
         passes=(*derive.passes(result), *fit.passes_again(fitted, tokens, searching.length)),
@@ -79,7 +79,7 @@ def work(searching: Searching) -> Work:
         transient={"activations": run.layer_bytes(), "logits": logits_bytes(run)},
         disk={"checkpoints": int(saved_bytes(retraining.optimizer) * _running(searching))} if retraining else {},
         remedies=("search.retrain.micro_batch_size=1",) if micro > 1 else (),
-        left_out=(f"task {searching.config.objective} of each candidate",) if is_task else (),
+        left_out=(f"task {objective.name} of each candidate",) if isinstance(objective, TaskObjective) else (),
         processes=searching.processes,
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticKnownError
@@ -11,7 +11,7 @@ from minitron_cli import methods
 from minitron_cli.choices import CheckpointForm, PruneMethod, RepairName, ServingLint
 from minitron_cli.model.axes import Axis, Count
 from minitron_cli.scores.layer_score import layer_score, rankings
-from minitron_cli.scores.metric import Activation, Metric, Random
+from minitron_cli.scores.metric import Activation, Metric
 from minitron_cli.spec import Spec, Target, of_whole
 
 BLOCK_RANKINGS = tuple(rankings(of_blocks=True))
@@ -76,6 +76,17 @@ BLOCK_TOKENS = {"score_blocks": 4_096, "repair_samples": 16_384}
 """Number of blocks -> tokens beyond which it is lowered unless it is set, since time grows with tokens."""
 
 
+class Preparable(Protocol):
+    """A model, or its shape, in another form."""
+
+    def written_as(self, form: CheckpointForm | None) -> Self: ...
+    def untied(self) -> Self: ...
+    def without_pattern(self) -> Self: ...
+
+
+Model = TypeVar("Model", bound=Preparable)
+
+
 class PruneConfig(Spec):
     """One pruning: to a `shape`, or to a `budget` along `axes`; without either, to the search's winner."""
 
@@ -132,13 +143,11 @@ class PruneConfig(Spec):
         few = {name: min(getattr(self, name), math.ceil(tokens / sequence_length)) for name, tokens in unset.items()}
         return self.model_copy(update=few)
 
-    def seeded(self, seed: int) -> Self:
-        """The same, with a random order drawn from this seed if that is what ranks."""
-        width = self.ranking.width
-        if not isinstance(width, Random):
-            return self
-        ranking = self.ranking.model_copy(update={"width": width.model_copy(update={"seed": seed})})
-        return self.model_copy(update={"ranking": ranking})
+    def prepared(self, model: Model) -> Model:
+        """The model as its children are written, before any biases are added. InputError if it cannot be so."""
+        model = model.written_as(self.write_as)
+        model = model.untied() if self.untie else model
+        return model.without_pattern() if self.serving_lint == "warn" else model
 
     @property
     def repairs(self) -> frozenset[str]:

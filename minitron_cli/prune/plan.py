@@ -156,8 +156,7 @@ def make_plan(
     `drop_layers` are removed instead of the least important layers. InputError if the parent cannot become the child.
     """
     for axis, size in child.sizes.items():
-        if not 0 < size <= parent.sizes[axis]:
-            raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
+        parent.check_size(axis, size)
     if reason := refusal(parent, child, named_survivors(parent, drop_layers)):
         raise InputError(reason)
     kept = {}

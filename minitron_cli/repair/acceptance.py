@@ -73,11 +73,19 @@ def keep_what_gains(plan: PrunePlan, parts: Sequence[Part], measure: Callable[[P
 
 
 class HeldOutText:
-    """Measures children on held-out blocks, of which half decide what is kept and the other half is reported."""
+    """Measures children on held-out blocks, of which half decide what is kept and the other half is reported.
+
+    If there is one block, both are of it, with a warning.
+    """
 
     def __init__(self, builder: ChildBuilder, parent: "PreTrainedModel", blocks: Blocks) -> None:
         self._builder = builder
         ids = evenly_spaced(len(blocks), EFFECT_BLOCKS)
+        if len(ids) == 1:
+            progress.warn(
+                "the held-out text is one block: what a repair gains is measured on the block that its parts are "
+                "chosen by; hold out more text, or lower --sequence-length"
+            )
         self._choice = BesideParent(parent, blocks, ids[::2])
         self._report = BesideParent(parent, blocks, ids[1::2] or ids)
 
@@ -87,7 +95,7 @@ class HeldOutText:
         return Figures(self._choice.of(child), self._report.of(child))
 
     def effect(self, kept: Kept) -> RepairEffect:
-        """Figures on the blocks that nothing was chosen by."""
+        """Figures on the blocks that are reported."""
         before, after = kept.before.reported, kept.after.reported
         children = 1 + len(kept.parts) + len(kept.left_out)
         return RepairEffect(

@@ -300,7 +300,7 @@ class Product:
     @cached_property
     def _made_here(self) -> frozenset[str]:
         """Fingerprints of all models of the workspace, those of controls included."""
-        made = (artifact for stage in ("prune", "sparsify", "distill") for artifact in self.workspace.artifacts(stage))
+        made = (artifact for stage in _MODELS for artifact in self.workspace.artifacts(stage))
         return frozenset(known for artifact in made for known in fingerprints(artifact))
 
     @property

@@ -45,7 +45,8 @@ def cost_section(costs: Sequence[CostRow], others: Sequence[CostRow], device_hou
     title = "Controls and measurements, not needed for the result"
     text = (
         "Work for the result, stage by stage, back to the original model. A forward pass counts two FLOPs per "
-        "multiplying weight and four per head channel and position attended to, a backward pass twice that."
+        "multiplying weight and two per channel of a head's key and of its value and position attended to, a backward "
+        "pass twice that."
     )
     if device_hours:
         hours = ", ".join(f"{spent:,.3g} hours of {clean(device)}" for device, spent in device_hours.items())

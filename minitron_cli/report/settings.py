@@ -68,6 +68,8 @@ def _arguments(values: Mapping[str, Any], prefix: str, kind: type[Spec] | None) 
 def _of_pruning(inputs: Mapping[str, str]) -> Iterator[str]:
     """What a search read of the section `prune`, by its inputs: what it did to candidates before they were scored."""
     repair, _, samples = inputs.get("repair", "none").removesuffix(" samples").partition(" on ")
+    if repair == "none" and "biases" in inputs:  # zeros for now: candidates were scored without a repair
+        repair = "bias"
     yield f"prune.repair={repair}"
     yield from [f"prune.repair_samples={samples}"] * bool(samples)
     yield from ["prune.untie=true"] * ("head" in inputs)

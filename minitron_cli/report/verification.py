@@ -17,6 +17,9 @@ from minitron_cli.report.provenance import given_text
 from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.results.verification import Finding, Verification
 
+TICKET_PARTS = ("ticket_start", "ticket_round")
+TICKETS = (*TICKET_PARTS, "ticket", "transfer", "supermask")
+
 
 def verify(workspace: Workspace) -> Verification:
     """Findings on every artifact and token file, from all of their bytes. ArtifactError without such a workspace.
@@ -100,12 +103,17 @@ def _settings_of(checked: Checked, given: Mapping[str, Any], models: Mapping[str
     """Arguments with every setting of an artifact's stage, and with what the user gave for its inputs.
 
     `models`: also the paths of those that the workspace made, by their fingerprints, which an evaluation may name.
-    None of a teacher, which a script makes that takes others.
+    None of a teacher, which a script makes that takes others, nor of a report, which takes none.
     """
-    if checked.manifest is None or checked.stage == "teacher":
+    if checked.manifest is None or checked.stage in ("teacher", "report"):
         return
     inputs = checked.manifest.inputs
     model = inputs.get("model", "")
+    if checked.stage in TICKETS:
+        yield shlex.quote(str(given.get(model, "MODEL")))
+    if checked.stage == "landscape":
+        named = [known for name, known in inputs.items() if name.startswith("model ")]
+        yield from (shlex.quote(str(models.get(known, "MODEL"))) for known in named)
     if checked.stage == "importance" or (checked.stage in ("sparsify", "correct") and model in given):
         yield shlex.quote(str(given.get(model, model.partition("@")[0])))
     if checked.stage == "evaluate":
@@ -113,12 +121,18 @@ def _settings_of(checked: Checked, given: Mapping[str, Any], models: Mapping[str
     yield from text_settings(given_text(inputs, given) or {})
     if checked.stage in ("distill", "teach") and isinstance(teacher := given.get(inputs["teacher"]), str):
         yield from ("--teacher", shlex.quote(teacher))
+    if checked.stage == "distill" and isinstance(student := given.get(inputs["student"]), str):
+        yield from ("--student", shlex.quote(student))
+    if isinstance(signals := given.get(inputs.get("signals", "")), dict):
+        yield f"{'retrain.' * (checked.stage == 'search')}signals={shlex.quote(signals['signals'])}"
+    if checked.stage in TICKET_PARTS:  # whose settings are not those of the verb
+        return
     yield from stage_settings(checked.stage, checked.manifest.config, inputs)
 
 
 def _lost_inputs(checked: Sequence[Checked], given: Mapping[str, Any]) -> Iterator[tuple[Checked, str]]:
     """Artifacts with an input that is gone: one that the workspace made, or a model that the user gave."""
-    for one, name in verification.lost_inputs(checked):
+    for one, name in verification.lost_inputs(checked, given):
         yield one, f"its {name} is not in this workspace"
     inputs = {known for one in checked if one.manifest for known in one.manifest.inputs.values()}
     changed = {known: problem for known in sorted(inputs) if (problem := _changed(known, given.get(known)))}

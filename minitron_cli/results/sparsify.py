@@ -88,12 +88,3 @@ class SparsifyResult(Result):
     def is_repaired(self) -> bool:
         """Whether any matrix was repaired."""
         return any(matrix.is_repaired for matrix in self.matrices.values())
-
-    def median_error(self, *, repaired: bool) -> float | None:
-        """Median over the matrices of their errors before or after the repair; None if none was measured."""
-        found = sorted(
-            error
-            for matrix in self.matrices.values()
-            if (error := matrix.error_after if repaired else matrix.error_before) is not None
-        )
-        return found[len(found) // 2] if found else None

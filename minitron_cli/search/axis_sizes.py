@@ -1,7 +1,6 @@
 """Candidate sizes of an axis: a list, a range, sizes that follow from the hidden size, or a published table."""
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from minitron_cli.choices import Preset
 from minitron_cli.model.axes import Axis
 from minitron_cli.spec import Spec
+
+Size = Annotated[int, Field(ge=1)]
 
 
 class Range(Spec):
@@ -20,7 +21,7 @@ class Range(Spec):
     """Smallest size."""
     max: int | None = Field(None, ge=1)
     """Largest size; the parent's if absent."""
-    max_cut: float | None = Field(None, gt=0, lt=1)
+    max_pruned: float | None = Field(None, gt=0, lt=1)
     """Largest fraction of the parent's size that may be pruned, such as 0.25."""
 
     @model_validator(mode="after")
@@ -31,14 +32,14 @@ class Range(Spec):
 
     def bounds(self, size: int) -> tuple[int, int]:
         """Smallest and largest size, for a parent with `size` entries."""
-        least = 1 if self.max_cut is None else math.ceil(round((1 - self.max_cut) * size, 9))
+        least = 1 if self.max_pruned is None else math.ceil(round((1 - self.max_pruned) * size, 9))
         return max(least, self.min or 1), min(size, self.max or size)
 
 
 class FfnMultiple(Spec):
     """Sizes of `ffn` as multiples of the child's hidden size, as in the paper's tables."""
 
-    of_hidden: tuple[float, ...] = Field(min_length=1)
+    of_hidden: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     """Multiples, such as [2.5, 3, 3.5, 4]."""
 
     def sizes(self, hidden: int) -> tuple[int, ...]:
@@ -56,7 +57,7 @@ class HeadsOfHidden(Spec):
 class Choices(Spec):
     """Sizes of which those up to the parent's are used; sizes in a plain list must all fit the parent."""
 
-    among: tuple[int, ...] = Field(min_length=1)
+    among: tuple[Size, ...] = Field(min_length=1)
     """Sizes; those above the parent's are skipped."""
 
 
@@ -65,11 +66,12 @@ def _check_choice(value: Any) -> Any:
         raise ValueError(
             f"{value!r} is not a choice of sizes; write [3072, 4096], {{multiple_of: 256}}, or [] for friendly steps"
         )
+    if isinstance(value, dict) and "max_cut" in value:
+        raise ValueError(f"the key max_cut is now called max_pruned; write max_pruned: {value['max_cut']}")
     return value
 
 
-AxisSizes = Annotated[tuple[int, ...] | Range | FfnMultiple | HeadsOfHidden | Choices, BeforeValidator(_check_choice)]
-Space = Mapping[Axis, AxisSizes]
+AxisSizes = Annotated[tuple[Size, ...] | Range | FfnMultiple | HeadsOfHidden | Choices, BeforeValidator(_check_choice)]
 
 FFN_MULTIPLES = FfnMultiple(of_hidden=(2.5, 3, 3.5, 4))
 PRESETS: dict[Preset, dict[Axis, AxisSizes]] = {

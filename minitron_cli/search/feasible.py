@@ -104,12 +104,12 @@ def of_space(parent: Shape, space: Mapping[str, AxisSizes], constraints: Sequenc
     return Admitted(space, admitted(parent, space, constraints))
 
 
-def feasible(parent: Shape, space: Mapping[str, AxisSizes], budget: Budget, most: int | None = None) -> list[Candidate]:
+def feasible(parent: Shape, space: Mapping[str, AxisSizes], budget: Budget) -> list[Candidate]:
     """Shapes of the grid within a budget, those that scale all axes most evenly first.
 
     InfeasibleError names the nearest shapes.
     """
-    return by_evenness(parent, space, admitted(parent, space, [Parameters.of(budget)]))[:most]
+    return by_evenness(parent, space, admitted(parent, space, [Parameters.of(budget)]))
 
 
 def by_evenness(parent: Shape, space: Mapping[str, AxisSizes], candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -70,10 +70,8 @@ def _check(parent: Shape, space: Mapping[str, AxisSizes]) -> None:
             raise InputError(f"search.space.{axis}: only ffn can be a multiple of hidden; list the sizes")
         if isinstance(sizes, HeadsOfHidden) and axis != "head":
             raise InputError(f"search.space.{axis}: only head can fill hidden; list the sizes")
-        if isinstance(sizes, tuple) and (odd := [n for n in sizes if not 0 < n <= parent.sizes[axis]]):
-            raise InputError(
-                f"{axis}={odd[0]} is not within 1 to the parent's {parent.sizes[axis]}: remove it from the space"
-            )
+        for size in sizes if isinstance(sizes, tuple) else ():
+            parent.check_size(axis, size, "remove it from the space")
 
 
 def _sizes(parent: Shape, axis: str, sizes: AxisSizes) -> Sequence[int]:
@@ -99,7 +97,7 @@ def _expanded(parent: Shape, shape: Shape, space: Mapping[str, AxisSizes]) -> It
     if not isinstance(expansion, FfnMultiple):
         yield shape
         return
-    sizes = (size for size in expansion.sizes(shape.sizes["hidden"]) if size <= parent.sizes["ffn"])
+    sizes = (size for size in expansion.sizes(shape.sizes["hidden"]) if 0 < size <= parent.sizes["ffn"])
     yield from (shape.resize(ffn=size) for size in sizes)
 
 
@@ -109,9 +107,8 @@ def named(parent: Shape, sizes: Mapping[str, int], drop_layers: Sequence[int] = 
     wanted = dict(sizes) | ({"layer": parent.sizes["layer"] - len(drop_layers)} if drop_layers else {})
     for axis, size in wanted.items():
         if axis not in parent.sizes:
-            raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.sizes)}")
-        if not 0 < size <= parent.sizes[axis]:
-            raise InputError(f"{axis}={size} is not within 1 to the parent's {parent.sizes[axis]}: choose another size")
+            raise InputError(f"the model has no axis {axis!r}: choose among {', '.join(parent.prunable)}")
+        parent.check_size(axis, size)
     shape = parent.resize(**wanted)
     if reason := refusal(parent, shape, survivors):
         raise InputError(reason)

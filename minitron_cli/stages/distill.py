@@ -61,6 +61,7 @@ def run(
     named = {teacher.fingerprint: teacher.name}
     if not start.path.is_relative_to(context.workspace.root):
         named[start.fingerprint] = start.name
+    of_signals = signals.given(context.workspace) if signals else {}
     made = produce(
         context,
         stage=STAGE,
@@ -70,7 +71,7 @@ def run(
         build=build,
         label=label,
         price=lambda: offered_training(context, start, runs, config, train_blocks, len(validation_blocks)),
-        given=lambda: {**named, **given_texts(data, (train_blocks, validation_blocks))},
+        given=lambda: {**named, **of_signals, **given_texts(data, (train_blocks, validation_blocks))},
         together=True,
     )
     training_run.warn_if_worse(made.result(TrainingResult), config.section)

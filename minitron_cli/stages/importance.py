@@ -114,10 +114,7 @@ def _check_learned(parent: Shape, config: LearnedMasks) -> None:
     if unknown := sorted(config.shape.keys() - parent.prunable.keys()):
         raise InputError(f"importance.learned.shape: {unknown[0]} is none of {', '.join(parent.prunable)}")
     for axis, size in config.shape.items():
-        if not 0 < size <= parent.sizes[axis]:
-            raise InputError(
-                f"importance.learned.shape: {axis}={size} is not within 1 to the parent's {parent.sizes[axis]}"
-            )
+        parent.check_size(axis, size, where="importance.learned.shape: ")
     child = parent.resize(**config.shape)
     if reason := refusal(parent, child):
         raise InputError(f"importance.learned.shape: {reason}")
@@ -187,7 +184,7 @@ class _Scoring:
         discard_damaged(scratch)
         io.make_dirs(scratch)
         calibration = replace(self.calibration, scratch=scratch, resume=work.resume)
-        if self._is_resident:
+        if processes.all(self._is_resident):  # each looks at what is free where it runs
             return self._resident(work, calibration)
         if self.config.mode == "auto":
             progress.say(

@@ -73,13 +73,8 @@ def run(
             f"{parent.name} is sparse, and pruning breaks its pattern of zeros: the child is dense and has no masks; "
             "sparsify it after pruning"
         )
-    parent = parent.written_as(config.write_as)
-    if config.untie:
-        parent = parent.untied()
-    original = parent.shape
-    if config.serving_lint == "warn":
-        parent = parent.without_pattern()
-    plain = parent
+    kinds, parent = parent.shape.kinds, config.prepared(parent)
+    original, plain = replace(parent.shape, kinds=kinds), parent
     if config.adds_biases:
         parent = parent.with_biases()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)

@@ -32,6 +32,7 @@ from minitron_cli.report.training import TrainingRun
 from minitron_cli.report.view import Plot
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.report import ReportResult
+from minitron_cli.results.run_record import SpeedRecord
 from minitron_cli.results.sparsify import SparsifyResult
 from minitron_cli.results.training import TrainingResult, read_curves
 from minitron_cli.spec import Spec
@@ -52,6 +53,10 @@ class ReportConfig(Spec):
     """Hub metadata of the original model: its id, license and languages."""
     others: Mapping[str, Any] = Field({}, exclude_if=lambda others: not others)
     """What is known of models that were measured elsewhere, by name."""
+    speed: SpeedRecord | None = Field(None, exclude_if=lambda speed: speed is None)
+    """Generation speeds that the evaluation measured, which are no part of its identity."""
+    device_hours: Mapping[str, float] = Field({}, exclude_if=lambda hours: not hours)
+    """Accelerator -> hours of the stages that made the product, which are no part of theirs."""
 
 
 def run(context: Context) -> Artifact:
@@ -60,7 +65,7 @@ def run(context: Context) -> Artifact:
     config = report_config(product)
 
     def build(work: StageBuild) -> ReportResult:
-        content = report_data(product, config.title)
+        content = report_data(product, config)
         text = model_card(content, name=config.title, loaded_as=place(product.artifact.path), hub=config.hub)
         io.write_new(work.path / PAGE, render(view(content)).encode())
         io.write_new(work.path / CARD, text.encode())
@@ -76,7 +81,7 @@ def card(workspace: Workspace, model: Artifact, name: str) -> str:
     """Model card of one artifact of the workspace, under the name that it will have on the hub."""
     product = Product(workspace, model)
     config = report_config(product)
-    return model_card(report_data(product, config.title), name=name, loaded_as=name, hub=config.hub)
+    return model_card(report_data(product, config), name=name, loaded_as=name, hub=config.hub)
 
 
 def report_config(product: Product) -> ReportConfig:
@@ -88,6 +93,8 @@ def report_config(product: Product) -> ReportConfig:
         given=given,
         hub=_hub_facts(product),
         others={model.label: model.found.model_dump(mode="json") for model in elsewhere},
+        speed=product.evaluation.run.speed if product.evaluation and product.evaluation.run else None,
+        device_hours=accelerator_hours(product.lineage),
     )
 
 
@@ -100,17 +107,16 @@ def _hub_facts(product: Product) -> HubFacts:
     return HubFacts.of_card(text, hub_id if commit else None)
 
 
-def report_data(product: Product, title: str) -> ReportData:
+def report_data(product: Product, config: ReportConfig) -> ReportData:
     """Everything that the view shows of a product."""
     ranked, prune = product.search or product.prune, product.prune.result(PruneResult) if product.prune else None
     plan = product.prune.read_json(PLAN) if product.prune else {}
-    run = product.evaluation.run if product.evaluation else None
     needed = {made.key for made in product.lineage}
     others = [made for made in product.artifacts if made.key not in needed]
     distilled = product.artifact if product.artifact.stage == "distill" else None
     steps, labels = [made.result(PruneResult) for made in product.steps], product.step_labels
     return ReportData(
-        title=title,
+        title=config.title,
         model=product.title,
         sizes=(*(step.parent.parameters for step in steps[:1]), *(step.child.parameters for step in steps)),
         steps=tuple(made.label for made in product.steps),
@@ -122,7 +128,7 @@ def report_data(product: Product, title: str) -> ReportData:
         to_evaluate=product.to_evaluate,
         models=(*product.models(), *(beside.elsewhere(product.evaluation) if product.evaluation else ())),
         scratch=tuple(arms(product)),
-        speed=run.speed if run else None,
+        speed=config.speed,
         importance=Importance.of(product.importance, plan) if product.importance else Importance(),
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
@@ -132,7 +138,7 @@ def report_data(product: Product, title: str) -> ReportData:
         runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made, labels.get(made.key, ""))),
         other_costs=tuple(row for made in others for row in cost_rows(made, labels.get(product.artifact.key, ""))),
-        device_hours=accelerator_hours(product.lineage),
+        device_hours=config.device_hours,
         lineage=tuple((x.stage, x.label, x.key[:8], ", ".join(sorted(x.manifest.inputs))) for x in product.artifacts),
         texts=" ".join(_texts(product)),
         commands=tuple(commands(product)),

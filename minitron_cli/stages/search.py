@@ -63,11 +63,7 @@ def run(
     scored as far as `score_repair` says.
     """
     asked, prune = prune, prune and prune.fitted(data.sequence_length)
-    parent = parent.written_as(prune.write_as if prune else None)
-    if prune and prune.untie:
-        parent = parent.untied()
-    if prune and prune.serving_lint == "warn":
-        parent = parent.without_pattern()
+    parent = plain = prune.prepared(parent) if prune else parent
     teacher = teacher or parent
     if prune and prune.adds_biases:
         parent = parent.with_biases()
@@ -98,6 +94,7 @@ def run(
         "validation": validation.fingerprint,
         **retained_importance.inputs(parent.shape),
         **_optional_inputs(context, parent, teacher, prune),
+        **({} if parent.shape == plain.shape else {"biases": "added"}),
         **({"heads": WITH_HIDDEN} if any("head" in t.space.keys() - config.axes.keys() for t in targets) else {}),
         **objective.inputs(),
         **({"signals": signals.fingerprint} if (signals := retraining and retraining.signals) else {}),
@@ -163,7 +160,10 @@ def run(
         inputs=inputs,
         build=build,
         price=price,
-        given=lambda: given_texts(data, (train_blocks, validation)),
+        given=lambda: {
+            **(signals.given(context.workspace) if signals else {}),
+            **given_texts(data, (train_blocks, validation)),
+        },
         together=True,
     )
     _warn_if_worse(made.result(SearchResult))

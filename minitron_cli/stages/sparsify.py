@@ -205,7 +205,7 @@ class _Making:
         view = self._view(store)
         _write(work, self.parent, view, self._specs)
         checks = _check(work, self.parent, view)
-        return self._result(store, checks, self._effect(work, store, view))
+        return self._result(store, checks, self._effect(store, view))
 
     def _outliers(self, work: StageBuild, owl: Owl) -> list[float]:
         """Share of outliers of every layer of the parent."""
@@ -251,7 +251,7 @@ class _Making:
             sparse=frozenset(self._specs),
         )
 
-    def _effect(self, work: StageBuild, store: LayerStore, view: SparseCheckpoint) -> SparsityEffect | None:
+    def _effect(self, store: LayerStore, view: SparseCheckpoint) -> SparsityEffect | None:
         """Loss and KL on held-out blocks; None if there are none or the models do not fit."""
         if "validation" in self.texts and not self._both_fit:
             progress.warn("parent and child do not fit into memory together: the effect is not measured")

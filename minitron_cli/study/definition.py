@@ -132,7 +132,7 @@ class StudyDefinition(Spec):
             found = yaml_document.check(Recipe, YamlDocument(values))
         except RecipeError as e:
             raise RecipeError(f"arm {arm}: {e}") from None
-        seeded = found.seeded(seed).model_copy(update={"data": found.data})  # one order of blocks to hold out and draw
+        seeded = found.seeded(seed)
         return seeded if found.teach else _without_signals(seeded)
 
 

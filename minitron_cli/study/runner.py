@@ -19,14 +19,19 @@ from minitron_cli.data.batches import evenly_spaced
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import Split
+from minitron_cli.distill import training_run
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.errors import InputError, RecipeError
 from minitron_cli.evaluate import beside_parent
 from minitron_cli.evaluate.beside_parent import POSITIONS, BesideParent
 from minitron_cli.figures import duration
+from minitron_cli.importance import layer_removal
 from minitron_cli.inputs.source_model import SourceModel, open_source_model
 from minitron_cli.inputs.token_blocks import blocks_of, text_identity
 from minitron_cli.recipe import Recipe
+from minitron_cli.repair import expert_sums
+from minitron_cli.search import retained_importance
+from minitron_cli.stages.prune import ROUNDS
 from minitron_cli.study.definition import TRIAL_SEED, StudyDefinition, merged, named_models
 from minitron_cli.study.quick import shortened
 from minitron_cli.study.run_figures import Measured, ModelFigures, RunFigures, file_name, keep, kept
@@ -88,9 +93,21 @@ class Runner:
             "order": 0,  # of a former setting; without it, figures of earlier versions would be elsewhere
             "blocks": self.blocks,
             **beside_parent.inputs(Split.open(self.data, "validation").has_loss_mask),
+            "rules": self._rules(),
             "quick_steps": self.quick_steps,
         }
         return self.context.workspace.root / FIGURES / f"{self.name}-{canonical_json.digest(facts)[:8]}"
+
+    def _rules(self) -> dict[str, str]:
+        """What stages name among their inputs, besides settings and files, as far as a run may need it."""
+        shape = self.parent.shape
+        return {
+            **retained_importance.inputs(shape),
+            **expert_sums.inputs(shape.family),
+            **layer_removal.inputs([1], 1, self.data.sequence_length),
+            **training_run.key_inputs(DistillConfig(), shape),
+            "rounds": ROUNDS,
+        }
 
     def _named_models(self) -> set[str]:
         """Models that recipes name besides the parent, such as a teacher."""

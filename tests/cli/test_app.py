@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_version(run: Run) -> None:
 def test_every_command_says_what_it_does(run: Run, name: str) -> None:
     result = run(name, "-h")
     assert result.exit_code == 0
-    assert "Usage: root" in result.stdout or name in result.stdout
+    assert re.search(rf"^\s*Usage: .*\b{name}\b.*\n\s*\n\s*[A-Z].*\w", result.stdout, re.MULTILINE), result.stdout
 
 
 @pytest.mark.parametrize(

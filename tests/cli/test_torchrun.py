@@ -5,16 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from minitron_cli.artifacts import agreement
+from minitron_cli.artifacts.workspace import Workspace
 from minitron_cli.cli import app as program
-from minitron_cli.cli import torchrun
+from minitron_cli.cli import sessions, torchrun
 from minitron_cli.cli.app import app
+from minitron_cli.cli.options import BuildOptions, Show
+from minitron_cli.errors import EnvironmentFault
 
 
 def options() -> dict[str, list[str]]:
@@ -157,3 +162,87 @@ def test_processes_end_when_their_launcher_is_killed(tiny: Path, tmp_path: Path)
     finally:
         for pid in filter(is_running, processes):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("asked_to_stop", [False, True])
+def test_another_process_says_what_the_first_has_not_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], asked_to_stop: bool
+) -> None:
+    """When the first has ended with its own error, the launcher asks the others to stop."""
+    monkeypatch.setattr(torchrun.time, "sleep", lambda _: None)
+    monkeypatch.setattr(torchrun.progress, "stop_requested", lambda: asked_to_stop)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert program._fail(EnvironmentFault("no memory; close other programs"), Show()) == 3
+    assert capfd.readouterr().err == "error: process 2 of 4: no memory; close other programs\n" * (not asked_to_stop)
+
+
+FAIL = """
+import os, sys
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "minitron_cli.distill.trainer" and os.environ.get("RANK") == "1":
+            {failure}
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        ("raise MemoryError", 3, "error: process 2 of 2: out of memory; lower the batch size"),
+        (
+            "os.kill(os.getpid(), 9)",
+            137,
+            "error: process 2 of 2 was killed by signal 9, as a system does",
+        ),
+    ],
+)
+def test_the_user_reads_why_one_of_several_processes_failed(
+    tiny: Path, tmp_path: Path, failure: str, code: int, said: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FAIL.format(failure=failure))
+    words = ["correct", tiny / "model", "--data", tiny / "text.jsonl", "--sequence-length", "16", "--device", "cpu"]
+    words += ["--runs-dir", tmp_path / "runs", "--gpus", "2", "--steps", "2", "--batch-size", "4"]
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
+    found = subprocess.run(
+        [sys.executable, "-m", "minitron_cli", *words], capture_output=True, text=True, env=environment
+    )
+    assert found.returncode == code, found.stderr
+    assert [line for line in found.stderr.splitlines() if line.startswith(said)], found.stderr
+    assert "stopped on request;" not in found.stderr
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_a_command_reads_is_what_the_one_before_has_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: str
+) -> None:
+    """In every process: the first has the lock when the other command ends, and the others wait for it."""
+    workspace = Workspace(tmp_path / "small")
+    workspace.root.mkdir()
+    workspace.save_settings(model="earlier")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def wait() -> str:
+        workspace.save_settings(model="later")
+        return agreement.LOCKED
+
+    @contextmanager
+    def lock(_: Workspace) -> Iterator[None]:
+        wait()
+        yield
+
+    monkeypatch.setattr(Workspace, "lock", lock)
+    monkeypatch.setattr(agreement, "hear", wait)
+    monkeypatch.setattr(agreement, "tell", lambda text: None)
+    monkeypatch.chdir(tmp_path)
+    with sessions.opened(BuildOptions(runs_dir=tmp_path, run="small"), "report") as session:
+        assert session.requested.values["model"] == "later"
+    assert workspace.settings["model"] == "later"

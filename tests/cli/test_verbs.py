@@ -174,7 +174,11 @@ def test_search_finds_a_shape_that_prune_then_uses(place: KeyPath) -> None:
 @pytest.mark.slow
 def test_search_without_retraining_trusts_the_zero_shot_order(place: KeyPath) -> None:
     found = place.run("search", "--target", "120k", "--retrain-tokens", 0, "--candidates", 2, "score_blocks=2")
-    assert all(not c["rungs"] for c in found["result"]["candidates"])
+    first, second = found["result"]["candidates"]
+    assert (first["rungs"], second["rungs"]) == ([], [])
+    assert first["zero_shot"] <= second["zero_shot"]
+    (winner,) = found["result"]["winners"].values()
+    assert winner["sizes"].items() <= first["shape"].items()
 
 
 def test_distill_trains_the_pruned_model(place: KeyPath, distilled: dict[str, Any]) -> None:
@@ -615,11 +619,11 @@ def test_the_commands_of_a_report_make_the_same_again(
 @pytest.mark.slow
 def test_a_report_shows_figures_of_its_own_product_only(fresh: KeyPath) -> None:
     from minitron_cli.report.product import Product
-    from minitron_cli.stages.report import report_data
+    from minitron_cli.stages.report import report_config, report_data
 
     def shown(artifact: Artifact | None) -> tuple[list[str], int]:
         product = Product(fresh.workspace, artifact) if artifact else Product.current(fresh.workspace)
-        data = report_data(product, "")
+        data = report_data(product, report_config(product))
         assert data.prune is not None
         return [model.label for model in data.models], data.prune.child.sizes["ffn"]
 

@@ -443,6 +443,19 @@ def test_a_teacher_may_be_corrected_for_steps_that_are_trained():
 
 
 IMPOSSIBLE = {
+    "the LM head of the model is not tied: leave --untie out": {
+        "prune": PruneConfig(shape={"ffn": 24}, untie=True, repair="none"),
+    },
+    "step second: the LM head of the model is not tied": {
+        "steps": (CHAIN[0], Step(label="second", prune=PruneConfig(shape={"ffn": 8}, untie=True, repair="none")))
+    },
+    "the model is a text model, in no wrapper that could be written: leave --as out": {
+        "prune": PruneConfig(shape={"ffn": 24}, write_as="wrapper", repair="none"),
+    },
+    "distill: the model is a text model, in no wrapper": {
+        "prune": PruneConfig(shape={"ffn": 24}, repair="none"),
+        "distill": DistillConfig(steps=1, warmup_steps=0, write_as="wrapper"),
+    },
     "step narrow: ffn=64 is not within 1 to the parent's 32": {
         "steps": (CHAIN[0], Step(label="narrow", prune=PruneConfig(shape={"ffn": 64}, repair="none")))
     },

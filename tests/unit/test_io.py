@@ -115,6 +115,14 @@ class TestNewFiles:
             io.write_new(tmp_path / "f", b"x")
         assert caught.value.errno == errno.ENOSPC
 
+    @pytest.mark.parametrize("call", ["write", "fsync"])
+    def test_a_full_disk_is_named_by_the_file(self, tmp_path, on_disk, call):
+        """Calls on a descriptor do not know it."""
+        on_disk(FaultyDisk(fails=call, number=errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left") as caught:
+            io.write_new(tmp_path / "f", b"x")
+        assert caught.value.filename == str(tmp_path / "f")
+
     def test_a_file_is_closed_whatever_happens(self, tmp_path, on_disk):
         open_before = len(os.listdir("/dev/fd"))
         with pytest.raises(ZeroDivisionError):

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from minitron_cli import recipe, yaml_document
 from minitron_cli.data.batches import training_ids
+from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
 from minitron_cli.errors import RecipeError
 from minitron_cli.importance.config import ImportanceConfig
+from minitron_cli.prune.config import Budget, Ranking
 from minitron_cli.recipe import Control, Recipe
-from minitron_cli.search.config import TaskObjective
+from minitron_cli.scores.metric import Random
+from minitron_cli.search.config import SearchConfig, TaskObjective
 
 RECIPE = """\
 model: llama-3.1-8b
@@ -242,7 +245,10 @@ def test_a_control_does_not_end_above_its_peak() -> None:
     control = "controls: [{label: a, learning_rate: 1e-6}]"
     with pytest.raises(RecipeError, match="min_learning_rate 1e-05 is above learning_rate 1e-06: lower"):
         read(RECIPE + control, "distill.min_learning_rate=1e-5")
-    assert read(RECIPE + control).controls  # its last rate, which nobody set, follows its peak
+    found = read(RECIPE + control)
+    (own,) = found.controls
+    fitted, _ = short_runs.fitted(own.applied_to(own.beside(found.distill, 4)), 64)
+    assert fitted.min_learning_rate <= fitted.learning_rate == 1e-6, "its last rate, which nobody set, follows its peak"
 
 
 def test_total_tokens_need_those_of_the_original_which_some_aliases_have() -> None:
@@ -323,3 +329,14 @@ def test_the_schema_describes_every_section_in_words() -> None:
     schema = recipe.schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert all("description" in entry for entry in schema["properties"].values())
+
+
+def test_one_seed_is_that_of_all_that_stages_draw() -> None:
+    masks = "importance: {learned: {shape: {ffn: 8}}}\nevaluate: {cloze: {}}"
+    search = SearchConfig(budget=Budget(target="4B"), ranking=Ranking(width=Random()))
+    asked = read(RECIPE + masks).model_copy(update={"search": search})
+    found = asked.seeded(7)
+    assert (found.importance.seed, found.importance.learned.seed, found.distill.seed) == (7, 7, 7)
+    assert (found.search.seed, found.search.ranking.width.seed, found.evaluate.cloze.seed) == (7, 7, 0)
+    assert not hasattr(found.data, "seed")
+    assert found.prune is asked.prune, "what draws nothing is as it was"

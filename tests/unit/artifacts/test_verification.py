@@ -141,3 +141,39 @@ class TestModelDirectory:
         (path / "manifest.json").write_text(json.dumps(content))
         with pytest.raises(ArtifactError, match=r"manifest\.json has changed since it was written"):
             check_model(path)
+
+
+def test_inputs_that_the_user_gave_are_no_loss_and_stand_in_the_command(workspace):
+    student, signals, outliers = ("3" * 64, "4" * 64, "5" * 64)
+    inputs = {"student": student, "teacher": "0" * 64, "signals": signals}
+    for stage in ("distill", "sparsify"):
+        io.make_dirs(workspace.stage_dir(stage))
+    path = made(workspace.stage_dir("distill"), "d-ffffffff", stage="distill", inputs=inputs).path
+    made(workspace.stage_dir("sparsify"), "s-ffffffff", stage="sparsify", inputs={"outliers": outliers})
+    problems = [finding.problems for finding in api.verify(workspace.root).findings]
+    assert problems == [(f"its {name} is not in this workspace",) for name in ("student", "signals", "outliers")]
+    workspace.save_given({student: "org/small@" + "a" * 40, signals: {"signals": "/elsewhere/signals"}})
+    os.truncate(path / "model.safetensors", 10)
+    damaged, outlier = api.verify(workspace.root).findings
+    assert "--student org/small" in damaged.command
+    assert "signals=/elsewhere/signals" in damaged.command
+    assert outlier.problems == ("its outliers is not in this workspace",)
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs", "words"),
+    [
+        ("report", {}, "minitron report --run"),
+        ("ticket_round", {"start": "1" * 64}, "minitron ticket train MODEL --run"),
+        ("ticket_start", {"model": "2" * 64}, "minitron ticket train org/small --run"),
+        ("supermask", {}, "minitron ticket supermask MODEL "),
+        ("landscape", {"model 0 a": "2" * 64, "model 1 b": "1" * 64}, "minitron landscape org/small MODEL "),
+    ],
+)
+def test_damage_names_the_verb_that_makes_it_again(workspace, stage, inputs, words):
+    workspace.save_given({"2" * 64: "org/small"})
+    io.make_dirs(workspace.stage_dir(stage))
+    path = made(workspace.stage_dir(stage), "d-ffffffff", stage=stage, inputs=inputs).path
+    os.truncate(path / "model.safetensors", 10)
+    (finding,) = api.verify(workspace.root).damaged
+    assert finding.command.startswith(words)

@@ -244,3 +244,13 @@ class TestLock:
         started = time.monotonic()
         with workspace.lock():
             assert time.monotonic() - started < 1
+
+
+def test_a_command_that_wrote_no_file_leaves_no_workspace(workspace):
+    with workspace.lock():
+        io.make_dirs(workspace.tokens)
+    assert not workspace.root.parent.exists()
+    with workspace.lock():
+        io.make_dirs(workspace.tokens)
+        (workspace.tokens / "a").write_text("a")
+    assert workspace.tokens.is_dir()

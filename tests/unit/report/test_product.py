@@ -9,16 +9,21 @@ from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from minitron_cli import io
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context
+from minitron_cli.artifacts.manifest import RUN
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.evaluate.config import Speed
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.headline import lead
 from minitron_cli.report.markdown import inline
 from minitron_cli.report.product import Product
 from minitron_cli.results.base import RESULT
-from minitron_cli.results.training import TeacherResult, TrainingResult, Worsening
+from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
+from minitron_cli.results.training import CorrectionResult, TeacherResult, TrainingResult, Worsening
 from minitron_cli.stages import report
+from tests.unit.artifacts.test_artifact import RECORD
 from tests.unit.report.sample import evaluated, pruned, repair
 from tests.unit.report.written import (
     BIG,
@@ -156,7 +161,8 @@ def test_what_the_texts_began_with_is_named_in_page_and_card(bos: str, begin: st
     scores = importance(workspace, "c0ffee")
     Context(workspace).record({"c0ffee": str(tmp_path / "big"), "text": {"bos": bos}})
     said = f"Texts begin with {begin} and end with </s> (data.bos={bos})."
-    assert said in report.report_data(Product(workspace, scores), "").texts
+    product = Product(workspace, scores)
+    assert said in report.report_data(product, report.report_config(product)).texts
     made = report.run(Context(workspace)).path
     assert html.escape(said) in (made / report.PAGE).read_text()
     assert inline(said) in (made / report.CARD).read_text()
@@ -226,3 +232,25 @@ def test_a_card_in_the_workspace_loads_the_checkpoint_by_its_path(tmp_path: Path
     text = (report.run(Context(workspace)).path / report.CARD).read_text()
     assert f'from_pretrained("runs/small/distill/{student.path.name}")' in text
     assert 'from_pretrained("me/small")' in card(workspace, student)
+
+
+def test_a_report_of_other_speeds_is_another_report(tmp_path: Path) -> None:
+    """Speeds and hours are no part of what a stage is known by, and stand on the page."""
+    workspace = Workspace(tmp_path / "runs" / "small")
+    student = distill(workspace, BIG, prune(workspace, BIG, importance(workspace, BIG), 1))
+    evaluation = evaluate(workspace, parent=(BIG, 2.0), distilled=(model_of(student), 2.1))
+    first = report.run(Context(workspace))
+    assert report.run(Context(workspace)) == first
+    speed = ModelSpeed(prefill_tokens_per_second=9, decode_tokens_per_second=8, time_to_first_token_seconds=1)
+    record = RECORD.model_copy(
+        update={"speed": SpeedRecord(settings=Speed().model_dump(), device="cpu", models={"parent": speed})}
+    )
+    io.write_new_json(evaluation.path / RUN, record.model_dump(mode="json"))
+    assert report.run(Context(workspace)).key != first.key
+
+
+def test_a_corrected_model_is_one_of_the_workspace(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "runs" / "small")
+    corrected = write(workspace, "correct", {"model": BIG}, CorrectionResult(**TRAINED), files={"config.json": "{}"})
+    student = distill(workspace, BIG, prune(workspace, BIG, importance(workspace, BIG), 1))
+    assert model_of(corrected) in Product(workspace, student)._made_here

@@ -20,11 +20,11 @@ def llama() -> Shape:
     ("axis", "wanted", "sizes"),
     [
         ("hidden", Range(multiple_of=1024), (1024, 2048, 3072, 4096)),
-        ("hidden", Range(multiple_of=512, max_cut=0.25), (3072, 3584, 4096)),
+        ("hidden", Range(multiple_of=512, max_pruned=0.25), (3072, 3584, 4096)),
         ("hidden", Range(multiple_of=512, min=2600, max=3600), (3072, 3584)),
-        ("ffn", Range(multiple_of=4000, max_cut=0.5), (8000, 12_000, 14_336)),
-        ("layer", Range(max_cut=0.1), (29, 30, 31, 32)),
-        ("head", Range(max_cut=0.5), (16, 24, 32)),
+        ("ffn", Range(multiple_of=4000, max_pruned=0.5), (8000, 12_000, 14_336)),
+        ("layer", Range(max_pruned=0.1), (29, 30, 31, 32)),
+        ("head", Range(max_pruned=0.5), (16, 24, 32)),
         ("kv_head", Range(min=4), (4, 5, 6, 7, 8)),
     ],
 )
@@ -67,12 +67,12 @@ def test_an_axis_that_the_model_lacks(llama):
 
 
 def test_spaces_are_read_as_they_are_written():
-    written = {"hidden": [3072, 4096], "ffn": {"of_hidden": [2.5, 3]}, "layer": {"max_cut": 0.2}, "head": []}
+    written = {"hidden": [3072, 4096], "ffn": {"of_hidden": [2.5, 3]}, "layer": {"max_pruned": 0.2}, "head": []}
     config = SearchConfig.model_validate({"budget": {"target": "4B"}, "space": written})
     assert config.axes == {
         "hidden": (3072, 4096),
         "ffn": FfnMultiple(of_hidden=(2.5, 3)),
-        "layer": Range(max_cut=0.2),
+        "layer": Range(max_pruned=0.2),
         "head": (),
     }
     preset = SearchConfig.model_validate({"budget": {"target": "4B"}, "space": "nemotron-15b-to-4b"})
@@ -118,3 +118,24 @@ def test_what_makes_no_sense_is_refused(written, message):
 def test_a_task_can_be_the_objective(written, name, better):
     objective = SearchConfig.model_validate({"budget": {"target": "4B"}, "objective": written}).objective
     assert (objective.name, objective.figure.better) == (name, better)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"ffn": {"of_hidden": [0, 1]}}, "greater than 0"),
+        ({"ffn": {"of_hidden": [-1]}}, "greater than 0"),
+        ({"layer": {"among": [0, 2]}}, "greater than or equal to 1"),
+        ({"head": {"among": [0]}}, "greater than or equal to 1"),
+        ({"layer": [0, 2]}, "greater than or equal to 1"),
+        ({"ffn": {"max_cut": 0.5}}, "the key max_cut is now called max_pruned; write max_pruned: 0.5"),
+    ],
+)
+def test_sizes_below_one_are_refused(space, message):
+    with pytest.raises(ValidationError, match=message):
+        SearchConfig.model_validate({"budget": {"target": "4B"}, "space": space})
+
+
+def test_a_multiple_that_rounds_to_nothing_is_no_size(llama):
+    found = space.grid(llama, {"ffn": FfnMultiple(of_hidden=(1e-5, 1.0)), "hidden": (4096,)})
+    assert [s.sizes["ffn"] for s in found] == [4096]

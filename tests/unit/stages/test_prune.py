@@ -20,9 +20,9 @@ from minitron_cli.results.importance import ImportanceResult
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.scores.metric import Activation
 from minitron_cli.scores.scores import Scores
-from minitron_cli.stages import prune
+from minitron_cli.stages import importance, prune
 from tests.tiny import write_tiny
-from tests.unit.stages.place import context
+from tests.unit.stages.place import context, data, write_place
 
 SHAPES = ({"ffn": 24}, {"hidden": 16}, {"layer": 2, "ffn": 8})
 
@@ -244,3 +244,14 @@ def test_rounds_that_prune_heads_are_of_other_shapes_than_before(
     monkeypatch.setattr(prune, "produce", lambda *_, **given: found.update(given))
     prune.run(context(tmp_path / "run"), parent, PruneConfig(shape=shape, rounds=rounds, repair="none"), scores=scores)
     assert ("rounds" in found["inputs"]) == is_new
+
+
+def test_rounds_do_not_measure_blocks_of_layers_again(tmp_path):
+    """The distances of blocks that were measured once rank nothing in rounds, and may be longer than what is left."""
+    write_place(tmp_path)
+    parent, where = open_source_model(tmp_path / "model"), context(tmp_path / "run")
+    measured = ImportanceConfig(samples=4, batch_size=2, layer_removal=False, block_distances=(3,))
+    scores = importance.run(where, parent, data(tmp_path), measured)
+    config = PruneConfig(shape={"layer": 2}, rounds=2, repair="none")
+    made = prune.run(where, parent, config, scores=scores, data=data(tmp_path))
+    assert made.result(PruneResult).child.sizes["layer"] == 2

@@ -15,6 +15,7 @@ from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.price import subject
 from minitron_cli.prune.config import Budget, PruneConfig
+from minitron_cli.report.settings import stage_settings
 from minitron_cli.results.prune import PruneResult
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, SearchResult
 from minitron_cli.retraining import RetrainingConfig
@@ -373,3 +374,20 @@ def test_a_retraining_that_diverged_is_said(better, values, worse, monkeypatch):
     rows = tuple(CandidateResult.model_construct(zero_shot=before, rungs=rungs) for before, rungs in values)
     search._warn_if_worse(SearchResult.model_construct(objective=ObjectiveResult(better=better), candidates=rows))
     assert [worse in text for text in warned] == ([True] if worse else [])
+
+
+def test_a_search_with_biases_is_another_one(tmp_path):
+    """Candidates have other parameters, although none is repaired before it is scored."""
+    write_place(tmp_path, attention_bias=False, mlp_bias=False)
+    where, parent = context(tmp_path / "run"), open_source_model(tmp_path / "model")
+    calibration = ImportanceConfig(samples=4, batch_size=2, layer_removal=False)
+    scores = importance.run(where, parent, data(tmp_path), calibration)
+    asked = config(parent, retrain=None)
+    plain, biased = (
+        search.run(where, parent, scores, data(tmp_path), asked, prune=PruneConfig(repair=repair))
+        for repair in ("none", "bias")
+    )
+    assert plain.key != biased.key
+    counts = [made.result(SearchResult).parent.parameters for made in (plain, biased)]
+    assert counts[0] < counts[1]
+    assert "prune.repair=bias" in stage_settings("search", {}, biased.manifest.inputs)
