@@ -84,8 +84,13 @@ class Study:
     @property
     def directory(self) -> Path:
         """Directory for the figures of this teacher and text at this number of calibration blocks."""
-        text = canonical_json.digest([self.train.fingerprint, self.validation.fingerprint])[:8]
-        return self.context.workspace.root / self.folder / f"{self.parent.fingerprint[:8]}-{self.samples}-{text}"
+        name = f"{self.parent.fingerprint[:8]}-{self.samples}-{self.text_key}"
+        return self.context.workspace.root / self.folder / name
+
+    @cached_property
+    def text_key(self) -> str:
+        """Short name of the text."""
+        return canonical_json.digest([self.train.fingerprint, self.validation.fingerprint])[:8]
 
     def path_of(self, name: str) -> Path:
         """File that `remembered` keeps these figures in."""

@@ -27,7 +27,7 @@ def study(model, blocks, tmp_path, monkeypatch):
         made = block_removal.RemovalStudy(
             folder="study", context=context, parent=parent, data=None, samples=0, blocks=5, name="tiny", questions=1
         )
-        vars(made).update(teacher=model, validation=blocks, train=blocks, task=lambda *_: 0.5)
+        vars(made).update(teacher=model, validation=blocks, train=blocks, text_key="0", task=lambda *_: 0.5)
         return made
 
     return started
