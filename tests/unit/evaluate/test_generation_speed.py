@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 
 from minitron_cli.errors import InputError, RunFailed
-from minitron_cli.evaluate import generation_speed
+from minitron_cli.evaluate import generation_speed, speed_record
 from minitron_cli.evaluate.config import Speed
-from minitron_cli.evaluate.generation_speed import GenerationRates
+from minitron_cli.evaluate.generation_speed import GenerationRates, SpeedComparison
+from minitron_cli.results.evaluation import PARENT
 from tests.tiny import tiny_model, write_tiny
 
 SHORT = Speed(batch_size=2, prompt_tokens=6, new_tokens=4, rounds=3)
@@ -83,3 +86,20 @@ def test_memory_is_that_of_a_process_of_its_own(tmp_path):
     assert found["peak_bytes"] > found["libraries_bytes"] > 1 << 20
     with pytest.raises(RunFailed, match="could not be measured"):
         generation_speed.peak_memory(tmp_path / "absent", SHORT, device="cpu", dtype="auto")
+
+
+def test_models_are_timed_in_the_dtype_that_the_evaluation_runs_them_in(monkeypatch):
+    """Which is float32 where a CPU only emulates the stored one."""
+    used = []
+    rates = GenerationRates(1.0, 1.0, 1.0)
+    monkeypatch.setattr(speed_record.hf, "load_model", lambda path, device, dtype: used.append(dtype))
+    monkeypatch.setattr(
+        generation_speed, "compare", lambda *_: SpeedComparison(rates, rates, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0))
+    )
+    monkeypatch.setattr(generation_speed, "peak_memory", lambda *_, device, dtype: used.append(dtype) or {})
+    subjects = {
+        label: SimpleNamespace(path=label, dtype_in=lambda context: f"{context.dtype} on {context.device}")
+        for label in (PARENT, "pruned")
+    }
+    speed_record.speed_of(SimpleNamespace(device="cpu", dtype="auto"), subjects, Speed())
+    assert used == ["auto on cpu"] * 4
