@@ -40,10 +40,18 @@ class Context:
     dtype: str = "auto"
     dry_run: bool = False
     overwrite: bool = False
+    overwriting_since: int | None = None
+    """Nanoseconds since the epoch: artifacts that were made from then on are of this run, or of the stopped one that it
+    continues, and are not made again."""
     resume: bool = True
     offline: bool = False
     is_between: bool = False
     """Whether artifacts are steps on the way to another one, and do not become the current ones of their stages."""
+
+    def overwrites(self, artifact: Path) -> bool:
+        """Whether the artifact at this path is to be made again although it is there."""
+        made, since = artifact / MANIFEST, self.overwriting_since
+        return self.overwrite and (since is None or not made.is_file() or made.stat().st_mtime_ns < since)
 
     def record(self, given: Mapping[str, Any]) -> None:
         """Record what the user gave for inputs of a finished artifact, by their fingerprints (`Workspace.given`)."""
@@ -165,7 +173,7 @@ def produce(
     stale = _inode(final)  # an artifact that this run replaces
     if not (context.dry_run or process_rank.is_first_process()):
         return _follow(context, manifest, final, scratch, build if together else None)
-    found = None if context.overwrite or not stale else _sound(final, key)
+    found = _sound(final, key) if stale and not context.overwrites(final) else None
     if found:
         progress.say(f"{stage}: up to date ({final})")
     if context.dry_run:

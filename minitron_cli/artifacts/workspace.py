@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from filelock import FileLock, Timeout
 
 from minitron_cli import canonical_json, io, progress, strict_json
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.errors import ArtifactError, InputError
+from minitron_cli.errors import ArtifactError, CheckpointError, InputError
 
 SETTINGS = "settings.json"
 GIVEN = "given.json"
+OVERWRITING = "overwriting.json"
 LOCK = ".lock"
 TOKENS = "tokens"
 STUDY_RUNS = "study/runs"
@@ -123,6 +125,27 @@ class Workspace:
             io.replace(self.root / GIVEN, canonical_json.pretty(merged))
 
     @contextmanager
+    def overwriting(self, command: str | None, *, is_dry: bool = False) -> Iterator[int | None]:
+        """Context of a command that makes existing results again, or None of any other.
+
+        Yields since when results are its own, in nanoseconds since the epoch: from the start of the command before, if
+        that was the same and did not end. Another command forgets it.
+        """
+        path = self.root / OVERWRITING
+        known: dict[str, Any] = {}
+        with suppress(CheckpointError):  # damaged: everything is made again
+            known = strict_json.load(path) if path.is_file() else {}
+        is_same = command is not None and known.get("command") == command
+        since = int(known["since"]) if is_same else time.time_ns()
+        if not is_dry and command:
+            io.replace(path, canonical_json.pretty({"command": command, "since": since}))
+        elif not is_dry and known:
+            io.disk.remove_file(path)
+        yield since if command else None
+        if not is_dry and command:
+            io.disk.remove_file(path)
+
+    @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process from doing the same work. Results are correct without the lock."""
         lock = FileLock(self.root / LOCK)
@@ -144,7 +167,7 @@ def _readable(path: Path) -> Artifact | None:
 
 def _remove_if_empty(root: Path) -> None:
     """Remove the directory of a command that failed before it wrote a file."""
-    if root.is_dir() and {path.name for path in root.rglob("*") if not path.is_dir()} <= {LOCK}:
+    if root.is_dir() and {path.name for path in root.rglob("*") if not path.is_dir()} <= {LOCK, OVERWRITING}:
         io.remove_tree(root)
         with suppress(OSError):  # other workspaces, or another process that makes one, need it
             io.disk.remove_dir(root.parent)

@@ -27,7 +27,8 @@ def demo(how: ComputeOptions, changes: Changes = None) -> None:
 
     requested = recipes.load("demo", changes or ())
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default="demo")
-    with sessions.running(how, workspace, "demo") as context, sessions.remembered(how, workspace):
+    asked = requested.model_dump(mode="json")
+    with sessions.running(how, workspace, "demo", asked) as context, sessions.remembered(how, workspace):
         from minitron_cli import pipeline
 
         results = pipeline.run(sessions.located(requested), context)

@@ -45,8 +45,8 @@ def run(
     torchrun.if_requested(gpus)
     default = workspaces.slug(recipes.find(recipe).stem)
     workspace = workspaces.open_workspace(how.runs_dir, how.run, default=default)
-    work = f"run {recipe}: {requested.model}"
-    with sessions.running(how, workspace, work) as context, sessions.remembered(how, workspace):
+    work, asked = f"run {recipe}: {requested.model}", requested.model_dump(mode="json")
+    with sessions.running(how, workspace, work, asked) as context, sessions.remembered(how, workspace):
         from minitron_cli import api, pipeline
         from minitron_cli.evaluate import gate
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from minitron_cli import canonical_json, io, process_rank, progress, yaml_document
 from minitron_cli import device as devices
-from minitron_cli import io, process_rank, progress, yaml_document
 from minitron_cli import recipe as recipes
 from minitron_cli.artifacts import agreement
 from minitron_cli.artifacts import workspace as workspaces
@@ -123,7 +123,7 @@ def opened(
 
     of = f": {name}" if (name := requested().values.get("model")) else ""  # what cannot be read is refused at once
     work, needs_float64 = SAID.get(stage, stage) + of, stage not in SUMS_ON_CPU
-    with running(how, workspace, work, needs_float64=needs_float64) as context:
+    with running(how, workspace, work, requested().values, needs_float64=needs_float64) as context:
         asked = requested()  # again, as another command may have worked here until now
         with remembered(how, workspace, _defaults(workspace, stage, asked)):
             yield Session(how, workspace, asked, context)
@@ -147,13 +147,27 @@ def running(
     how: BuildOptions,
     workspace: Workspace,
     work: str,
+    asked: object,
     *,
     needs_float64: bool = True,
 ) -> Iterator[Context]:
-    """Say what `work` is about to be done, hold the workspace's lock and yield the context that stages run in."""
+    """Say what `work` is about to be done, hold the workspace's lock and yield the context that stages run in.
+
+    `asked`: the settings, by which the same command is known when it is given again.
+    """
     said = progress.announced(f"minitron {work}, in {workspace.root}")
-    with said, _locked(workspace, how), _traceback_kept(workspace):
-        yield _context(how, workspace, needs_float64)
+    with said, _locked(workspace, how), _traceback_kept(workspace), _overwriting(how, workspace, work, asked) as since:
+        yield replace(_context(how, workspace, needs_float64), overwriting_since=since)
+
+
+def _overwriting(
+    how: BuildOptions, workspace: Workspace, work: str, asked: object
+) -> AbstractContextManager[int | None]:
+    """Since when results are of this command, if it makes existing ones again. The first process knows it for all."""
+    if not process_rank.is_first_process():
+        return nullcontext()
+    command = canonical_json.digest(f"{work} {asked!r}") if how.overwrite else None
+    return workspace.overwriting(command, is_dry=how.dry_run)
 
 
 @contextmanager

@@ -8,14 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from minitron_cli import __version__, errors, progress, recipe
-from minitron_cli.cli import console
+from minitron_cli.cli import console, sessions
 from minitron_cli.cli.app import COMMANDS
+from minitron_cli.cli.options import BuildOptions
 from tests.cli.program import Run
 
 PROGRAM = [sys.executable, "-m", "minitron_cli"]
@@ -343,3 +345,23 @@ def test_a_finished_loop_has_one_line_and_a_small_file_its_kilobytes(
         step(total)
         terminal.finish(step)
         assert capsys.readouterr().err.splitlines() == [f"tokenize  {written}  in 0:20"]
+
+
+def test_a_stopped_command_that_overwrites_goes_on_when_it_is_given_again(tmp_path: Path) -> None:
+    """The advice "run the same command again to continue" is true with --overwrite, too."""
+
+    def since(*words: str, stopped: bool = False, overwrite: bool = True) -> int | None:
+        how, found = BuildOptions(runs_dir=tmp_path, run="one", overwrite=overwrite), []
+        with suppress(errors.Interrupted), sessions.opened(how, "prune", words) as session:
+            found.append(session.context.overwriting_since)
+            if stopped:
+                raise errors.Interrupted("stopped", signal.SIGTERM)
+        return found[0]
+
+    (tmp_path / "one" / "prune").mkdir(parents=True)
+    (tmp_path / "one" / "prune" / "current").write_text("a result")
+    first = since("rounds=2", stopped=True)
+    assert since("rounds=2", stopped=True) == first
+    assert since("rounds=3", stopped=True) != first
+    assert since("rounds=2", overwrite=False) is None
+    assert since("rounds=2") != first

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import ClassVar
 
 import pytest
 
@@ -280,6 +279,15 @@ class TestDamage:
         before = artifact.path.stat().st_ino
         assert run(overwrite=True) == artifact
         assert artifact.path.stat().st_ino != before
+
+    def test_what_an_overwriting_run_has_made_is_not_made_again(self, run):
+        run()
+        before = time.time_ns() - 10**9  # clocks of files are coarse
+        assert run.built == 1
+        run(overwrite=True, overwriting_since=time.time_ns() + 10**9)
+        assert run.built == 2
+        run(overwrite=True, overwriting_since=before)
+        assert run.built == 2
 
 
 class TestFailure:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 
 import pytest
 
@@ -254,3 +255,27 @@ def test_a_command_that_wrote_no_file_leaves_no_workspace(workspace):
         io.make_dirs(workspace.tokens)
         (workspace.tokens / "a").write_text("a")
     assert workspace.tokens.is_dir()
+
+
+def test_a_command_that_makes_results_again_knows_its_own(workspace):
+    """If it was stopped and is given again; not if another command came between, or it had ended."""
+
+    def since(command, *, stopped=False, **options):
+        with suppress(Interrupted), workspace.overwriting(command, **options) as found:
+            if stopped:
+                raise Interrupted("stopped", 15)
+        return found
+
+    io.make_dirs(workspace.root)
+    first = since("a", stopped=True)
+    assert since("a", is_dry=True) == first
+    assert since("a", stopped=True) == first
+    assert since("b", is_dry=True) > first
+    assert since("a") == first
+    second = since("a", stopped=True)
+    assert second > first
+    assert since(None) is None
+    assert since("a", stopped=True) > second
+    (workspace.root / "overwriting.json").write_text("{")
+    assert since("a") > second
+    assert not list(workspace.root.iterdir())
