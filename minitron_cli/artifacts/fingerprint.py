@@ -9,6 +9,20 @@ from minitron_cli.artifacts.license_files import is_license
 from minitron_cli.artifacts.manifest import CHAT_TEMPLATES, MANIFEST, RUN, Manifest
 from minitron_cli.results.base import RESULT
 
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "tekken.json",  # of Mistral's own tokenizer, which vLLM reads if asked to
+    "vocab.json",
+    "merges.txt",
+    CHAT_TEMPLATE,
+)
+"""Files of a tokenizer and its default chat template, of which a model has some."""
+
 
 def of_directory(directory: Path, hashed: file_hashes.Hash = file_hashes.records) -> str:
     """Content hash of all files of a model: weights and masks, configs, tokenizer; not of license texts.
@@ -34,15 +48,7 @@ def of_model(manifest: Manifest) -> str:
 
 def of_tokenizer(directory: Path) -> str:
     """Content hash of the tokenizer's files."""
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "tokenizer.model",
-        "vocab.json",
-        "merges.txt",
-        "added_tokens.json",
-    )
+    names = [name for name in TOKENIZER_FILES if name != CHAT_TEMPLATE]
     return canonical_json.digest({n: io.file_record(directory / n).sha256 for n in names if (directory / n).is_file()})
 
 

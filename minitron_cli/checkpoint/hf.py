@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -334,7 +324,7 @@ def side_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Files of a checkpoint that a child has unchanged, whether they exist or not."""
     of_processor = PROCESSOR_FILES if checkpoint.wrapper else ()
     others = (*fingerprint.templates(checkpoint.path), *license_files(checkpoint.path))
-    return ("generation_config.json", *TOKENIZER_FILES, *of_processor, *others)
+    return ("generation_config.json", *fingerprint.TOKENIZER_FILES, *of_processor, *others)
 
 
 def copy_files(source: Path, directory: Path, names: tuple[str, ...]) -> None:

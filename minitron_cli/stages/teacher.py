@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from minitron_cli import canonical_json, io, progress
+from minitron_cli.artifacts import fingerprint
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.checkpoint import hf
@@ -64,7 +65,7 @@ def run(context: Context, data: DataConfig, config: TeacherConfig) -> Artifact:
             context, work, models, train, validation, config.training, name=STAGE, kind=TeacherResult
         )
         hf.write_model(model, Shape.of(family_of(typed), typed).tensors(), work.path)
-        hf.copy_files(tokenizer, work.path, hf.TOKENIZER_FILES)
+        hf.copy_files(tokenizer, work.path, fingerprint.TOKENIZER_FILES)
         return result
 
     return produce(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minitron_cli import demo_teacher
-from minitron_cli.checkpoint import hf
+from minitron_cli.artifacts.fingerprint import TOKENIZER_FILES
 from tests.tiny import write_tiny
 
 WORDS = "the cat sat on a mat and the dog ran over hills while birds sing in tall trees near old stone walls"
@@ -24,7 +24,7 @@ def test_a_training_does_not_depend_on_what_its_process_did_before(tmp_path: Pat
     """Of a hidden size at which MKL divides a product of the backward pass in two ways."""
     sizes = {"hidden_size": 144, "intermediate_size": 384, "head_dim": 32}
     model = write_tiny(tmp_path / "model", vocab_size=2048, num_attention_heads=6, num_key_value_heads=2, **sizes)
-    for file in hf.TOKENIZER_FILES:
+    for file in TOKENIZER_FILES:
         if (source := Path(demo_teacher.__path__[0]) / file).is_file():
             shutil.copy(source, model)
     draw = random.Random(0)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_cli import io
+from minitron_cli.artifacts.fingerprint import TOKENIZER_FILES
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.tokenizer import train_bpe
 from minitron_cli.errors import RunFailed
@@ -46,7 +47,7 @@ def children(tmp_path_factory, tokenizer):
             root = tmp_path_factory.mktemp("guard")
             model = tiny_model(model_type, **options)
             model.save_pretrained(root / "parent")
-            hf.copy_files(tokenizer, root / "parent", hf.TOKENIZER_FILES)
+            hf.copy_files(tokenizer, root / "parent", TOKENIZER_FILES)
             family = family_of(model.config)
             stays = family.not_prunable
             pruning = random_survivors(model.config, 3, **{axis: n for axis, n in sizes.items() if axis not in stays})

@@ -177,3 +177,14 @@ def test_a_model_without_a_checkpoint_is_written(tmp_path):
     assert "transformers_version" not in json.loads((tmp_path / "config.json").read_text())
     again = hf.load_model(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "chat_template.jinja", "generation_config.json"])
+def test_a_child_keeps_the_files_beside_the_weights(tmp_path, name):
+    """Mistral's own tokenizer is read by vLLM where transformers reads tokenizer.json."""
+    model = write_tiny(tmp_path / "model")
+    (model / name).write_text("{}")
+    assert name in hf.side_files(Checkpoint.open(model))
+    (tmp_path / "child").mkdir()
+    hf.copy_files(model, tmp_path / "child", hf.side_files(Checkpoint.open(model)))
+    assert (tmp_path / "child" / name).read_text() == "{}"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from minitron_cli.artifacts.fingerprint import TOKENIZER_FILES
 from minitron_cli.checkpoint import hf
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.distill import training_run
@@ -49,7 +50,7 @@ def student_of(place: Path, model_type: str = "llama", **options: Any) -> Path:
     if not path.exists():
         model = tiny_model(model_type, vocab_size=300, **{"hidden_size": 16, "intermediate_size": 32, **options})
         model.to(torch.bfloat16).save_pretrained(path, max_shard_size="20KB")
-        for name in hf.TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (place / "model" / name).exists():
                 shutil.copy(place / "model" / name, path)
     return path

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
+from minitron_cli.artifacts.fingerprint import TOKENIZER_FILES
 from minitron_cli.checkpoint import hf
 from minitron_cli.data.sources import DataConfig, TextFiles, TokenIds
 from minitron_cli.errors import CheckpointError, DataError
@@ -38,7 +39,7 @@ def test_a_tokenizer_may_have_tokens_that_no_text_has(place, model, tmp_path):
 
 def test_a_new_model_has_a_tokenizer_before_it_has_a_config(place, tmp_path):
     (tmp_path / "tokenizer").mkdir()
-    hf.copy_files(place / "model", tmp_path / "tokenizer", hf.TOKENIZER_FILES)
+    hf.copy_files(place / "model", tmp_path / "tokenizer", TOKENIZER_FILES)
     run = context(tmp_path / "run")
     blocks = blocks_for_new_model(run, data(place), "train", tmp_path / "tokenizer")
     assert blocks.fingerprint == blocks_of(run, data(place), "train", place / "model").fingerprint

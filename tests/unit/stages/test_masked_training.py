@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.fingerprint import of_directory, of_model
-from minitron_cli.checkpoint import hf
+from minitron_cli.artifacts.fingerprint import TOKENIZER_FILES, of_directory, of_model
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cli import tables
 from minitron_cli.distill import training_run
@@ -56,7 +55,7 @@ def sparse(place: Path, name: str = "sparse", model_type: str = "llama", **optio
         model = tiny_model(model_type, vocab_size=300, **options).to(torch.bfloat16)
         mask_(model, path)
         model.save_pretrained(path)
-        for file in hf.TOKENIZER_FILES:
+        for file in TOKENIZER_FILES:
             if (place / "model" / file).exists():
                 shutil.copy(place / "model" / file, path)
     return path
