@@ -99,6 +99,14 @@ class NewFile(SizedFile):
         return FileRecord(self._sha256.hexdigest(), self.size_bytes)
 
 
+def user_cache() -> Path | None:
+    """The program's directory in the user's cache, which may be deleted at any time; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minitron"
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def _created(path: Path, make: Callable[[Path, int, Executor], AnyFile]) -> Iterator[AnyFile]:
     """The new file `path`, synced at the end of the context. FileExistsError if it exists."""

@@ -1,9 +1,9 @@
 """Times measured on this machine, kept in the user's cache. They are no part of any result."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ RECENT_SECONDS = 3600
 def cached(facts: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Measured figures: those kept for these facts, which are everything they depend on, or new ones, which are kept.
 
-    A damaged file is measured again; where the cache cannot be written, nothing is kept.
+    A damaged file is measured again; where there is no cache, or it cannot be written, nothing is kept.
     """
     path = _path(facts)
     return _kept(path) or _keep(path, facts, dict(measure()))
@@ -28,18 +28,17 @@ def fastest(facts: Mapping[str, Any], measure: Callable[[], Mapping[str, float]]
     """
     path = _path(facts)
     kept = _kept(path)
-    if kept and _is_recent(path):
+    if path and kept and _is_recent(path):
         return kept
     found = dict(measure())
     return _keep(path, facts, {name: min(value, (kept or found).get(name, value)) for name, value in found.items()})
 
 
-def _keep(path: Path, facts: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    try:
-        io.make_dirs(path.parent)
-        io.replace(path, canonical_json.pretty({"timing": found, "of": facts}))
-    except OSError:
-        pass
+def _keep(path: Path | None, facts: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    if path:
+        with suppress(OSError):
+            io.make_dirs(path.parent)
+            io.replace(path, canonical_json.pretty({"timing": found, "of": facts}))
     return found
 
 
@@ -56,9 +55,9 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def _path(facts: Mapping[str, Any]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "minitron" / "timings" / f"{canonical_json.digest(facts)}.json"
+def _path(facts: Mapping[str, Any]) -> Path | None:
+    cache = io.user_cache()
+    return cache / "timings" / f"{canonical_json.digest(facts)}.json" if cache else None
 
 
 def _is_recent(path: Path) -> bool:
@@ -68,9 +67,9 @@ def _is_recent(path: Path) -> bool:
         return False
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
+def _kept(path: Path | None) -> dict[str, Any] | None:
     try:
-        timing = strict_json.load(path)["timing"]
+        timing = strict_json.load(path)["timing"] if path else None
     except (OSError, ValueError, KeyError):
         return None
     return timing if isinstance(timing, dict) else None

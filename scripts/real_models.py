@@ -11,7 +11,6 @@ Checkpoints are kept in $XDG_CACHE_HOME/minitron/real-models (~/.cache if unset)
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -126,7 +125,10 @@ MODELS = {model.name: model for model in (GEMMA, QWEN)}
 
 def default_root() -> Path:
     """The directory that holds one checkpoint for each model, in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minitron" / "real-models"
+    cache = io.user_cache()
+    if cache is None:
+        raise InputError("this user has no home directory for the models: set XDG_CACHE_HOME")
+    return cache / "real-models"
 
 
 def real_model(name: str, root: Path | None = None) -> Path:

@@ -6,7 +6,6 @@ reads every byte again.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -104,8 +103,6 @@ def _stored() -> dict[str, str]:
 
 
 def _cache() -> Path | None:
-    """File in the user's cache directory, which may be deleted at any time; None for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minitron" / "hashes.json"
-    except RuntimeError:
-        return None
+    """File in the user's cache; None for a user without a home."""
+    cache = io.user_cache()
+    return cache / "hashes.json" if cache else None

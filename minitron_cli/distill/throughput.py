@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from minitron_cli.cost.compute import TRAINING
 from minitron_cli.model.families import family_of
 from minitron_cli.model.shape import Shape
 
@@ -81,7 +82,9 @@ def step_flops(student: Any, teacher: Any | None, tokens: int, length: int) -> i
 
     Attention spans half of the `length` tokens of a block on average. Recomputed activations count once.
     """
-    per_token = 3 * _forward(student, length // 2) + (_forward(teacher, length // 2) if teacher is not None else 0)
+    per_token = TRAINING * _forward(student, length // 2) + (
+        _forward(teacher, length // 2) if teacher is not None else 0
+    )
     return tokens * per_token
 
 

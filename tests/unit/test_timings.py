@@ -60,3 +60,10 @@ def test_an_empty_cache_variable_is_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     timings.fastest(FACTS, measured(2.0))
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda _: (_ for _ in ()).throw(RuntimeError("no home")))
+    found = [timings.cached({"of": 1}, lambda: {"seconds": 2.0}), timings.fastest({"of": 2}, lambda: {"seconds": 3.0})]
+    assert found == [{"seconds": 2.0}, {"seconds": 3.0}]
