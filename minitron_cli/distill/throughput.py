@@ -82,10 +82,8 @@ def step_flops(student: Any, teacher: Any | None, tokens: int, length: int) -> i
 
     Attention spans half of the `length` tokens of a block on average. Recomputed activations count once.
     """
-    per_token = TRAINING * _forward(student, length // 2) + (
-        _forward(teacher, length // 2) if teacher is not None else 0
-    )
-    return tokens * per_token
+    of_teacher = _forward(teacher, length // 2) if teacher is not None else 0
+    return tokens * (TRAINING * _forward(student, length // 2) + of_teacher)
 
 
 def _forward(model: Any, context: int) -> int:
