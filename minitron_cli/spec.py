@@ -1,5 +1,6 @@
 """Base class of everything that users write down: frozen, strict, each attribute with a docstring."""
 
+import math
 import re
 from fractions import Fraction
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ class Spec(BaseModel):
 
 def _quantity(value: object) -> object:
     """Read 4B, 1.5B, 350M, 64k or 4_000_000. Anything else is left for pydantic to refuse."""
-    text = str(value).strip().replace("_", "").replace(",", "")
+    text = _without_separators(str(value))
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbBtT]?)", text)
     if isinstance(value, bool) or found is None:
         raise ValueError(f"{value!r} is not a quantity: write 4B, 1.5B, 350M, 64k or a whole number")
@@ -28,6 +29,12 @@ def _quantity(value: object) -> object:
     if exact.denominator != 1 or exact < 1:
         raise ValueError(f"{value!r} is not a whole number of at least 1")
     return int(exact)
+
+
+def _without_separators(text: str) -> str:
+    """The text of a number without underscores and commas between thousands; a comma elsewhere stays."""
+    text = text.strip().replace("_", "")
+    return text.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?\s*[A-Za-z]*", text) else text
 
 
 def _share(text: str) -> str | None:
@@ -56,7 +63,7 @@ BYTES = (
 
 def _bytes(value: object) -> object:
     """Read 16GiB, 24GB, 80% or a number of bytes."""
-    text = str(value).strip().replace("_", "").replace(",", "")
+    text = _without_separators(str(value))
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
     if share := _share(text):
         return share
@@ -67,9 +74,16 @@ def _bytes(value: object) -> object:
 
 def _measure(value: object) -> object:
     """Read a number, or a share of the parent's."""
-    if share := _share(str(value).strip()):
+    text = str(value).strip()
+    if share := _share(text):
         return share
-    return value
+    try:
+        number = math.nan if isinstance(value, bool) else float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{value!r} is not a number above 0: write 20 or 12.5, without a unit, or 80% of the parent's")
+    return number
 
 
 def of_whole(amount: float | str, whole: float) -> float:

@@ -64,6 +64,13 @@ class YamlDocument:
         lines = {at: line for at, line in self.lines.items() if at[: len(place)] != place}
         return YamlDocument(values, self.file, lines)
 
+    def value(self, place: KeyPath) -> Any:
+        """Value at a place; None if there is none."""
+        found: Any = self.values
+        for key in place:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
     def where(self, place: KeyPath) -> str:
         """`recipe.yaml:12: ` for a value from a file; empty for one from the command line."""
         return f"{self.file}:{self.lines[place]}: " if place in self.lines else ""

@@ -228,7 +228,8 @@ def _requested(
     if model:
         requested = requested.with_value(("model",), absolute(model))
     for place, value in {**_text(text), **flags}.items():
-        if value is not None:
+        is_on = value == {} and requested.value(place) is not None  # a section's flag keeps its settings
+        if value is not None and not is_on:
             requested = requested.with_value(place, None if value is NULL else value)
     return requested
 

@@ -77,7 +77,9 @@ def study(
             made.results(count),
             made.parent_loss(),
             made.setting(),
-            _command(name, session.model(), replace(text, sequence_length=named), how.dtype, counts),
+            session.workspace.command(
+                _command(name, session.model(), replace(text, sequence_length=named), how.dtype, counts)
+            ),
         )
         values = {arm: [run.model_dump(mode="json") for run in runs] for arm, runs in found.runs.items()}
     if output and figures:

@@ -126,13 +126,17 @@ def _template(tokenizer: "PreTrainedTokenizerBase", has_tools: bool, where: str)
 def _for_template(message: Message, template: ChatTemplate, where: str) -> Message:
     """The message in the form that the template writes, without its weights. DataError if there is no such form."""
     changed = {name: value for name, value in message.items() if name not in WEIGHTS}
-    content = message.get("content")
+    content, calls = message.get("content"), message.get("tool_calls") or []
+    if not (content is None or isinstance(content, str | list)):
+        raise DataError(f"{where}: a message has content of type {type(content).__name__}, not text: repair the row")
+    if not isinstance(calls, list):
+        raise DataError(f"{where}: tool_calls must be a list of objects such as {{'function': ...}}; repair the row")
     if isinstance(content, list) or (isinstance(content, str) and template.content_form == "structure"):
         texts = [_part_text(part, where) for part in ([content] if isinstance(content, str) else content)]
         is_joined = template.content_form == "text"
         changed["content"] = "".join(texts) if is_joined else [{"type": "text", "text": text} for text in texts]
-    if message.get("tool_calls"):
-        changed["tool_calls"] = [_call(call, template.arguments_form, where) for call in message["tool_calls"]]
+    if calls:
+        changed["tool_calls"] = [_call(call, template.arguments_form, where) for call in calls]
     return changed
 
 

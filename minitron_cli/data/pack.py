@@ -30,6 +30,7 @@ from minitron_cli.data.predicted_blocks import continued, predicted_blocks
 from minitron_cli.data.rows import Document, Ids
 from minitron_cli.data.sources import DataConfig, TokenIds
 from minitron_cli.data.split import Split, SplitName
+from minitron_cli.data.template_process import DAY
 from minitron_cli.data.token_file import ReadPosition, TokenFile
 from minitron_cli.data.workers import MapJobs, mapping, processes_for
 from minitron_cli.errors import DataError
@@ -177,6 +178,8 @@ def _frame(tokenizer: "PreTrainedTokenizerBase | None", config: DataConfig) -> D
 
 def _key(split: Split, frame: DocumentFrame, tokenizer: "PreTrainedTokenizerBase | None", tokenizer_key: str) -> str:
     template = [tokenizer.chat_template] if tokenizer and split.has_loss_mask else []
+    if "strftime_now" in str(template):
+        template.append(f"written on {DAY:%Y-%m-%d}")  # before, on the day of tokenization
     return canonical_json.digest([FORMAT, tokenizer_key, split.identity(), frame, *template])
 
 

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from datetime import datetime
 from typing import Any
 
 MEMORY_BYTES = 1 << 29
@@ -17,6 +18,7 @@ CHARACTERS = 1 << 24
 SECONDS = 0.5
 """Processor time of one render; SECONDS_PER_CHARACTER of its input are allowed beyond it."""
 SECONDS_PER_CHARACTER = 1e-6
+DAY = datetime(2024, 7, 26)
 
 
 def main() -> None:
@@ -70,6 +72,7 @@ def _variables(library: Any, template: str) -> list[str]:
 def _text(library: Any, request: dict[str, Any], size: int, stop: int, asks: bool) -> str:
     """Text of the first `stop` messages; with `asks`, followed by what the template writes before an answer."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_CHARACTER * size)
+    library._compile_jinja_template(request["template"]).environment.globals["strftime_now"] = DAY.strftime
     rendered, _ = library.render_jinja_template(
         conversations=[request["messages"][:stop]],
         tools=request["tools"],

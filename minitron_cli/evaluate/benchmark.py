@@ -50,7 +50,7 @@ class Benchmark:
         config = self.config.model_dump(mode="json")
         manifest = {**self.stored_as, "config": config, "inputs": self.inputs()}
         found = {
-            label: earlier(self.context.workspace, model.fingerprint, manifest, per_byte=bool(self.others))
+            label: earlier(self.context, model.fingerprint, manifest, per_byte=bool(self.others))
             for label, model in ((PARENT, self.parent), (ORIGINAL, self.original))
             if label not in self.others
         }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.artifacts.artifact import Artifact
-from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.artifacts.build import Context
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.measurements import Measurements
@@ -15,15 +15,16 @@ OF_OTHERS = ("kl", "kl_original")  # metrics on text that depend on another mode
 OTHER_RECORDS = "speed"  # a setting of what is measured besides, in `run.json`
 
 
-def earlier(
-    workspace: Workspace, fingerprint: str, manifest: Mapping[str, Any], *, per_byte: bool
-) -> Measurements | None:
-    """Everything but KL that an evaluation found of the model with this fingerprint; None if none measured it.
+def earlier(context: Context, fingerprint: str, manifest: Mapping[str, Any], *, per_byte: bool) -> Measurements | None:
+    """Everything but KL that an evaluation found of the model with this fingerprint; None if none measured it, or if
+    that is to be made again.
 
     `manifest`: stage, version, config and inputs without the models, which have to be equal. `per_byte`: whether models
     of another tokenizer take part, for which all are measured per byte.
     """
-    for made in workspace.artifacts(manifest["stage"]):
+    for made in context.workspace.artifacts(manifest["stage"]):
+        if context.overwrites(made.path):
+            continue
         if _conditions(made) == {**manifest, "config": _config(manifest["config"])} and (result := _result(made)):
             is_per_byte = any(model.other_tokenizer for model in result.models.values())
             labels = [label for label, model in result.models.items() if model.fingerprint == fingerprint]

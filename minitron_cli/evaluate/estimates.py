@@ -30,9 +30,17 @@ class Estimate:
     """Function that gives the value from the quantity."""
     share_of: float | None = None
     """Number of independent units that the value is the share of; None unless it is a share."""
+    shares: "tuple[Estimate, Estimate] | None" = None
+    """The two independent shares that the value is the difference of; None unless it is one."""
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-        """Two-sided interval of the value; None without a standard error."""
+        """Two-sided interval of the value; None without a standard error.
+
+        That of a difference of shares is made of theirs (Newcombe 1998, method 10), as a share of 0 or 1 has an error
+        of 0.
+        """
+        if self.shares is not None:
+            return _newcombe(*self.shares, confidence)
         if self.share_of is not None:
             return share_interval(self.center, self.stderr, self.share_of, self.degrees_of_freedom, confidence)
         ends = interval(self.center, self.stderr, self.degrees_of_freedom, confidence)
@@ -44,7 +52,7 @@ UNKNOWN = Estimate(None, 0.0, None, 0.0)
 
 def of_metric(found: MetricResult) -> Estimate:
     """Value of one metric."""
-    degrees = _degrees(found.degrees_of_freedom, found.clusters or found.n or 0)
+    degrees = _degrees(found.degrees_of_freedom, found.clusters or found.n)
     if found.value is None:
         return UNKNOWN
     if found.scale == "log":
@@ -83,7 +91,8 @@ def unpaired_difference(own: MetricResult, other: MetricResult) -> Estimate:
     center, error, degrees = _apart(first, second)
     if own.scale == other.scale == "log":
         return Estimate(first.value - second.value, center, error, degrees, _from_log_ratio(second.value))
-    return Estimate(center, center, error, degrees)
+    shares = (first, second) if first.share_of and second.share_of else None
+    return Estimate(center, center, error, degrees, shares=shares)
 
 
 def unpaired_ratio(own: MetricResult, other: MetricResult) -> Estimate:
@@ -97,6 +106,17 @@ def unpaired_ratio(own: MetricResult, other: MetricResult) -> Estimate:
         return Estimate(ratio, center, error, degrees, exponential)
     error = _hypot(first.stderr, None if second.stderr is None else ratio * second.stderr)
     return Estimate(ratio, ratio, None if error is None else error / second.value, degrees)
+
+
+def _newcombe(first: Estimate, second: Estimate, confidence: float) -> tuple[float, float] | None:
+    own, other = first.interval(confidence), second.interval(confidence)
+    if own is None or other is None:
+        return None
+    (low, high), (other_low, other_high) = own, other
+    apart = first.center - second.center
+    down = math.hypot(first.center - low, other_high - second.center)
+    up = math.hypot(high - first.center, second.center - other_low)
+    return apart - down, apart + up
 
 
 def _spread(found: Difference) -> float | None:
@@ -123,5 +143,6 @@ def _from_log_ratio(parent: float) -> Callable[[float], float]:
     return lambda log_ratio: change(log_ratio, parent)
 
 
-def _degrees(stored: float | None, clusters: int) -> float:
-    return clusters - 1.0 if stored is None else stored
+def _degrees(stored: float | None, clusters: int | None) -> float:
+    """Degrees of freedom of an error; where the number of units is not known, that of a normal distribution."""
+    return stored if stored is not None else clusters - 1.0 if clusters else math.inf

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class SpeedComparison:
 
 def compare(model: Any, parent: Any, config: Speed) -> SpeedComparison:
     """Time both models on the same prompts, in alternation; the order is reversed every round."""
-    _check_lengths([model, parent], config)
+    check_lengths([model.config, parent.config], config)
     prompt_BT = _prompt(min(parent, model, key=lambda one: one.config.vocab_size), config)  # tokens that both have
     subjects = {"parent": parent, "model": model}
     for subject in subjects.values():
@@ -76,8 +76,9 @@ def compare(model: Any, parent: Any, config: Speed) -> SpeedComparison:
     )
 
 
-def _check_lengths(models: Sequence[Any], config: Speed) -> None:
-    limit = min(model.config.max_position_embeddings for model in models)
+def check_lengths(configs: Iterable[Any], config: Speed) -> None:
+    """Raise InputError if a model has too few positions for the prompt and the new tokens."""
+    limit = min(one.get_text_config().max_position_embeddings for one in configs)
     if (length := config.prompt_tokens + config.new_tokens) > limit:
         raise InputError(
             f"speed: a prompt of {config.prompt_tokens:,} and {config.new_tokens:,} new tokens are {length:,}, and the "

@@ -71,7 +71,7 @@ def _measurements(raw: Any, chosen: TaskSet) -> Measurements:
         task: {
             metric: found
             for metric in metrics
-            if (found := _averaged_items(metrics[metric], scores, raw, task, metric))
+            if (found := _averaged_items(metrics[metric], scores, raw, (task, metric), chosen))
         }
         for task, metrics in results.items()
     }
@@ -160,16 +160,28 @@ def _documents(samples: Sequence[Mapping[str, Any]], task: str, column: str | No
     return [numbers.setdefault(str(sample["doc"][column]), len(numbers)) for sample in samples]
 
 
-def _averaged_items(result: MetricResult, scores: TaskItems, raw: Any, task: str, metric: str) -> Items | None:
-    """Items whose mean is the result; None for perplexities, F1 and other metrics that are no mean over items."""
+def _averaged_items(
+    result: MetricResult, scores: TaskItems, raw: Any, named: tuple[str, str], chosen: TaskSet
+) -> Items | None:
+    """Items whose mean is the result; None for perplexities, F1 and other metrics that are no mean over items.
+
+    `named`: the task and the metric.
+    """
+    task, metric = named
     parts = [scores[name].get(metric) for name in members(raw, task) if name in scores]
     if not parts or any(items is None for items in parts) or result.value is None:
         return None
     found = [items for items in parts if items]
-    for joined in (_joined(found), _equally_weighted(found)):
-        if math.isclose(joined.mean, result.value, rel_tol=1e-9, abs_tol=1e-12):
-            return joined
-    return None
+    items = (_equally_weighted if _weighs_tasks_equally(chosen, task, metric) else _joined)(found)
+    return items if math.isclose(items.mean, result.value, rel_tol=1e-9, abs_tol=1e-12) else None
+
+
+def _weighs_tasks_equally(chosen: TaskSet, task: str, metric: str) -> bool:
+    """Whether a group's value is the mean over its tasks, not over their items. A model's values do not tell: where it
+    has the same in all tasks, both are one number, and for another model they are not."""
+    group = chosen.task_dict["groups"].get(task)
+    name = metric.partition(",")[0]
+    return any(one.metric == name and not one.weight_by_size for one in (group and group.aggregate_metric_list) or ())
 
 
 def _joined(parts: Sequence[Items]) -> Items:
@@ -185,6 +197,6 @@ def _joined(parts: Sequence[Items]) -> Items:
 
 
 def _equally_weighted(parts: Sequence[Items]) -> Items:
-    """The same with equal weights of tasks instead of items, as groups without `weight_by_size` have them."""
+    """The same with equal weights of tasks instead of items."""
     weights = [1 / len(part.values) for part in parts for _ in part.values]
     return replace(_joined(parts), weights=weights)

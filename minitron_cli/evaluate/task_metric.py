@@ -41,7 +41,12 @@ class TaskMetric:
         from minitron_cli.evaluate.tasks import TaskLocations
 
         answers = run_tasks(model, tokenizer, [self.task], locations=TaskLocations(self.path), batch_size=batch_size)
-        metrics = answers.results[self.task.name]
+        metrics = answers.results.get(self.task.name)
+        if not metrics:
+            raise InputError(
+                f"{self.task.name!r} has no metric of its own, only its tasks have: name one of "
+                f"{', '.join(answers.results)} in {self.setting.rpartition('.')[0]}"
+            )
         found = metrics.get(self.metric)
         if found is None or found.value is None:
             raise InputError(

@@ -269,7 +269,7 @@ def _forecast(index: Mapping[str, Entry], task: Task) -> Forecast:
 def _items(limit: int | float | None) -> str:
     if limit is None:
         return "all"
-    return f"first {limit:.0%}" if limit < 1 else f"first {limit:,}"
+    return f"first {100 * limit:.3g}%" if limit < 1 else f"first {limit:,}"
 
 
 def _metrics(cfg: Mapping[str, Any]) -> Iterator[str]:

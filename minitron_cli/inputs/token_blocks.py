@@ -21,7 +21,13 @@ def blocks_of(context: Context, data: DataConfig, split: Literal["train", "valid
     """Blocks of one split, tokenized by the tokenizer of the model at `model`. Token ids need none."""
     rows = hf.load_config(model).vocab_size
     if not data.has_text and not hf.has_tokenizer(model):
-        return prepare(data, split, None, "", context.workspace.tokens, vocab_size=rows)
+        blocks = prepare(data, split, None, "", context.workspace.tokens, vocab_size=rows)
+        if (largest := blocks.largest_id()) >= rows:  # of a file that was made for another model
+            raise DataError(
+                f"the {split} data have the id {largest:,}, and the embedding of {model} has {rows:,} rows: give ids "
+                "of this model's tokenizer"
+            )
+        return blocks
     tokenizer = hf.load_tokenizer(model)
     possible = _largest_id(tokenizer, model)
     blocks = prepare(data, split, tokenizer, fingerprint.of_tokenizer(model), context.workspace.tokens)

@@ -57,7 +57,7 @@ class HubFacts:
         elif base_model and "license_link" in known:  # which may be a file of the parent's repository
             known["license_link"] = urljoin(f"https://huggingface.co/{base_model}/blob/main/", known["license_link"])
         language = found.get("language") or ()
-        languages = tuple(filter(_is_word, [language] if isinstance(language, str) else language))
+        languages = tuple(filter(_is_word, language if isinstance(language, list | tuple) else [language]))
         return cls(base_model, **known, language=languages)
 
 

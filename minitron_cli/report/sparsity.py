@@ -1,6 +1,7 @@
 """Tables of a sparse model: its zeros by kind of matrix, the errors that they make, and loss and KL."""
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -82,8 +83,8 @@ def _short(template: str) -> str:
 
 
 def _median(errors: Sequence[float | None]) -> float | None:
-    known = sorted(error for error in errors if error is not None)
-    return known[len(known) // 2] if known else None
+    known = [error for error in errors if error is not None]
+    return statistics.median(known) if known else None
 
 
 def masks(file: MaskFile, family: Family) -> dict[str, Any]:

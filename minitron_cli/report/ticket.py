@@ -147,7 +147,7 @@ def supermask_table(found: SupermaskResult) -> Table:
         apart = interval([row.loss - found.unigram for row in some])
         rows.append((BESIDE.get(criterion, criterion), density, loss, apart))
     kept = "sign and one size of each matrix" if found.signed_constant else "initial value"
-    title = f"Weights that were never trained: {found.keep:.0%} of each matrix kept, with their {kept}"
+    title = f"Weights that were never trained: {100 * found.keep:.3g}% of each matrix kept, with their {kept}"
     columns = (Figure("mask"), LEFT, LOSS, Figure("above frequencies", LOSS.unit, style="fixed", is_change=True))
     return Table(title, columns, tuple(rows), marked=(1,))
 

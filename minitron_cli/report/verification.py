@@ -17,6 +17,7 @@ from minitron_cli.report.provenance import given_text
 from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.results.verification import Finding, Verification
 
+NAMED_AGAIN = "minitron importance MODEL --data TEXT"
 TICKET_PARTS = ("ticket_start", "ticket_round")
 TICKETS = (*TICKET_PARTS, "ticket", "transfer", "supermask")
 
@@ -59,7 +60,7 @@ def _given(workspace: Workspace) -> tuple[dict[str, Any], list[Finding]]:
         try:
             given = strict_json.load(path) if path.is_file() else {}
         except CheckpointError:
-            advice = f"rm {path}, then name the model and the data again with `minitron importance MODEL --data TEXT`"
+            advice = f"rm {shlex.quote(str(path))}, then name the model and the data again with `{NAMED_AGAIN}`"
             unreadable.append(Finding(path=str(path), problems=("it is damaged",), is_damaged=True, command=advice))
     return given, unreadable
 
@@ -73,7 +74,9 @@ def _of_tokens(directory: Path, step: Callable[[int], None]) -> Finding | None:
     if name is None:
         return None
     problem = f"{name} has changed since it was written"
-    return Finding(path=str(directory), problems=(problem,), is_damaged=True, command=f"rm -r {directory}")
+    return Finding(
+        path=str(directory), problems=(problem,), is_damaged=True, command=f"rm -r {shlex.quote(str(directory))}"
+    )
 
 
 def _pointers(workspace: Workspace) -> Iterator[Finding]:
@@ -103,13 +106,17 @@ def _settings_of(checked: Checked, given: Mapping[str, Any], models: Mapping[str
     """Arguments with every setting of an artifact's stage, and with what the user gave for its inputs.
 
     `models`: also the paths of those that the workspace made, by their fingerprints, which an evaluation may name.
-    None of a teacher, which a script makes that takes others, nor of a report, which takes none.
+    None of a teacher, which a script makes that takes others, nor of a report or a family, which take none.
     """
-    if checked.manifest is None or checked.stage in ("teacher", "report"):
+    if checked.stage == "family":
+        yield "RECIPE"
+    if checked.manifest is None or checked.stage in ("teacher", "report", "family"):
         return
     inputs = checked.manifest.inputs
     model = inputs.get("model", "")
-    if checked.stage in TICKETS:
+    if checked.stage == "transfer":
+        yield from ("--mask", "DIR")
+    elif checked.stage in TICKETS:
         yield shlex.quote(str(given.get(model, "MODEL")))
     if checked.stage == "landscape":
         named = [known for name, known in inputs.items() if name.startswith("model ")]

@@ -39,6 +39,7 @@ class LatencyProbe:
             "shape": dict(shape.sizes),
             "parent": dict(self.builder.parent.shape.sizes),
             "config": canonical_json.digest(self._parent_config),  # windows, kinds of layers, a tied head, ...
+            "layers": self.builder.plan(shape).child.family.layers,  # kinds of those that are kept
             "workload": workload.model_dump(mode="json"),
             "dtype": str(self._dtype),
             "machine": timings.machine(self.builder.context.device),

@@ -19,6 +19,7 @@ from minitron_cli.evaluate.benchmark import Benchmark
 from minitron_cli.evaluate.config import CODE_TASKS, EvaluateConfig, Gates
 from minitron_cli.evaluate.earlier import ITEMS
 from minitron_cli.evaluate.gate import Outcome
+from minitron_cli.evaluate.generation_speed import check_lengths
 from minitron_cli.evaluate.measurements import Measurements, against
 from minitron_cli.evaluate.speed_record import speed_of
 from minitron_cli.inputs import tokenizers
@@ -67,6 +68,8 @@ def run(
     foreign = _other_tokenizers(subjects) if config.perplexity else {}
     blocks = _held_out(context, parent, data, config)
     stored_as = {"stage": STAGE, "version": VERSION}
+    if config.speed:
+        check_lengths((subject.config for subject in subjects.values()), config.speed)
     benchmark = Benchmark(context, parent, blocks, config, allow_code, foreign, stored_as, subjects.get(ORIGINAL))
 
     def build(work: StageBuild) -> EvaluationResult:

@@ -365,3 +365,12 @@ def test_a_stopped_command_that_overwrites_goes_on_when_it_is_given_again(tmp_pa
     assert since("rounds=3", stopped=True) != first
     assert since("rounds=2", overwrite=False) is None
     assert since("rounds=2") != first
+
+
+def test_a_flag_of_a_section_keeps_the_settings_that_a_recipe_has(tmp_path: Path) -> None:
+    needed = "model: m\ndata: {sources: [{kind: python_help}]}\nprune: {shape: {ffn: 8}}\n"
+    (tmp_path / "r.yaml").write_text(needed + "evaluate: {speed: {batch_size: 8}}")
+    flags = {("speed",): {}, ("cloze",): {}}
+    how = BuildOptions(runs_dir=tmp_path, run="one", dry_run=True)
+    with sessions.opened(how, "evaluate", recipe=str(tmp_path / "r.yaml"), flags=flags) as session:
+        assert session.requested.values["evaluate"] == {"speed": {"batch_size": 8}, "cloze": {}}

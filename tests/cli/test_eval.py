@@ -376,6 +376,7 @@ def test_more_tokens_than_positions_are_refused_before_generating(place: KeyPath
     result = place.run("--speed", "speed.prompt_tokens=4000")
     assert result.exit_code == 2
     assert "lower speed.prompt_tokens or speed.new_tokens" in result.stderr
+    assert "perplexity" not in result.stderr, "nothing is measured that would be lost"
 
 
 def test_a_text_too_short_for_questions_says_so(place: KeyPath) -> None:

@@ -4,7 +4,7 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from minitron_cli.spec import Quantity, Spec
+from minitron_cli.spec import Quantity, Reading, Spec
 
 
 class Example(Spec):
@@ -68,7 +68,27 @@ def test_quantities(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "B", "-1", "4 B B", "4Q", "1e9", "0x10", "nan", "inf", True, None, [4], "4B4", "1..5k", "½k"]
+    "text",
+    [
+        "",
+        "B",
+        "-1",
+        "4 B B",
+        "4Q",
+        "1e9",
+        "0x10",
+        "nan",
+        "inf",
+        True,
+        None,
+        [4],
+        "4B4",
+        "1..5k",
+        "½k",
+        "2,5M",
+        "1,5B",
+        "12,34,567",
+    ],
 )
 def test_what_is_no_quantity(text):
     with pytest.raises(ValidationError, match=r"is not a quantity: write 4B, 1\.5B, 350M, 64k or a whole number"):
@@ -79,6 +99,17 @@ def test_what_is_no_quantity(text):
 def test_what_is_no_whole_number(text):
     with pytest.raises(ValidationError, match="is not a whole number of at least 1"):
         read(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [(20, 20.0), ("12.5", 12.5), ("80 %", "80%")])
+def test_measured_values(text, value):
+    assert TypeAdapter(Reading).validate_python(text) == value
+
+
+@pytest.mark.parametrize("text", ["20ms", "-5%", "0", -1, "nan", True, None, "1e400"])
+def test_what_is_no_measured_value(text):
+    with pytest.raises(ValidationError, match="is not a number above 0: write 20 or 12"):
+        TypeAdapter(Reading).validate_python(text)
 
 
 def test_specs_and_recipes_are_read_without_the_libraries_that_do_the_work():

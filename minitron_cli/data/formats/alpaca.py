@@ -86,7 +86,9 @@ class AlpacaFormat(BaseFormat):
 
     def _history(self, row: Row) -> tuple[tuple[str, str], ...]:
         history = self.optional_value(row, "history") or []
-        pairs = [tuple(pair) for pair in history if isinstance(pair, list | tuple)] if isinstance(history, list) else []
+        if not isinstance(history, list):
+            raise DataError(f"{row.where}: column 'history' is not a list of [question, answer]; repair or drop it")
+        pairs = [tuple(pair) for pair in history if isinstance(pair, list | tuple)]
         if len(pairs) != len(history) or not all(len(pair) == 2 and all(_is_text(t) for t in pair) for pair in pairs):
             raise DataError(f"{row.where}: column 'history' is not a list of [question, answer]; repair or drop it")
         return tuple((question, answer) for question, answer in pairs)

@@ -61,4 +61,4 @@ class Parameters(Between, Counted):
     def demand(self, whole: float) -> str:
         if self.target is None:
             return super().demand(whole)
-        return f"{self.figure.text(of_whole(self.target, whole))} {self.quantity} within {self.tolerance:.0%}"
+        return f"{self.figure.text(of_whole(self.target, whole))} {self.quantity} within {100 * self.tolerance:.3g}%"

@@ -167,6 +167,8 @@ def test_inputs_that_the_user_gave_are_no_loss_and_stand_in_the_command(workspac
         ("ticket_round", {"start": "1" * 64}, "minitron ticket train MODEL --run"),
         ("ticket_start", {"model": "2" * 64}, "minitron ticket train org/small --run"),
         ("supermask", {}, "minitron ticket supermask MODEL "),
+        ("family", {}, "minitron run RECIPE --run"),
+        ("transfer", {"found": "1" * 64}, "minitron ticket train --mask DIR "),
         ("landscape", {"model 0 a": "2" * 64, "model 1 b": "1" * 64}, "minitron landscape org/small MODEL "),
     ],
 )
@@ -177,3 +179,11 @@ def test_damage_names_the_verb_that_makes_it_again(workspace, stage, inputs, wor
     os.truncate(path / "model.safetensors", 10)
     (finding,) = api.verify(workspace.root).damaged
     assert finding.command.startswith(words)
+
+
+def test_advice_on_what_to_remove_holds_for_a_directory_with_a_space(tmp_path):
+    workspace = Workspace(tmp_path / "my runs" / "small")
+    io.make_dirs(workspace.root)
+    (workspace.root / "given.json").write_text("{")
+    (finding,) = api.verify(workspace.root).findings
+    assert finding.command.startswith(f"rm '{workspace.root / 'given.json'}', then")

@@ -237,3 +237,23 @@ def test_the_process_that_renders_ends_in_silence_when_nobody_reads_its_answer()
         process.stdin.close()
         assert process.stderr
         assert (process.stderr.read(), process.wait()) == ("", 0)
+
+
+def test_a_template_that_writes_the_date_writes_one_that_does_not_pass() -> None:
+    """The tokens of a text, and the keys of all that is made from them, are the same tomorrow."""
+    dated = "{{ strftime_now('%d %b %Y') }}: " + PLAIN
+    [(text, _, _)] = written(dated, {"messages": talk("a", "b")})
+    assert text == "26 Jul 2024: <user>a|<assistant>b|"
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("chat", {"messages": talk("a", "b", content={"text": "y"})}, "has content of type dict, not text"),
+        ("chat", {"messages": talk("a", "b", tool_calls=5)}, "tool_calls must be a list of objects"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": 5}, "'history' is not a list of"),
+    ],
+)
+def test_a_broken_row_is_named(kind, row, message):
+    with pytest.raises(DataError, match=rf"d:1: .*{message}"):
+        written(PLAIN, row, kind)

@@ -112,3 +112,23 @@ def test_results_of_lm_eval_have_one_degree_of_freedom_less_than_items() -> None
     assert of_metric(found).interval() == pytest.approx((0.5 - 0.2776, 0.5 + 0.2776), abs=1e-4)
     assert of_metric(MetricResult(value=None)).value is None
     assert of_metric(MetricResult(value=0.5, n=1)).interval() is None
+
+
+def test_without_the_number_of_items_the_interval_is_that_of_a_normal_distribution() -> None:
+    """As in results of lm-eval that do not say it."""
+    assert of_metric(MetricResult(value=0.71, stderr=0.01)).interval() == pytest.approx((0.6904, 0.7296), abs=1e-4)
+
+
+def test_independent_shares_differ_by_the_interval_of_newcombe() -> None:
+    """56 of 70 and 48 of 80: 0.0524 to 0.3339 (Newcombe 1998, table II, method 10); Student's t widens it a little."""
+    shares = [Items([1.0] * right + [0.0] * (answers - right)) for right, answers in ((56, 70), (48, 80))]
+    results = [MetricResult(value=one.mean, n=len(one.values), **errors(one)) for one in shares]
+    assert unpaired_difference(*results).interval() == pytest.approx((0.0524, 0.3339), abs=4e-3)
+
+
+def test_all_right_in_few_answers_leaves_room_for_a_difference() -> None:
+    always = Items([1.0] * 20)
+    found = MetricResult(value=1.0, n=20, **errors(always))
+    low, high = unpaired_difference(found, found).interval() or (0, 0)
+    assert -0.2 < low < -0.1
+    assert high == -low

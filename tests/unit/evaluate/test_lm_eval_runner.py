@@ -4,6 +4,7 @@ import logging
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import lm_eval.tasks
 import numpy as np
@@ -20,9 +21,10 @@ from minitron_cli.evaluate.config import Cloze, Task
 from minitron_cli.evaluate.estimates import of_metric
 from minitron_cli.evaluate.lm_eval_runner import run_tasks
 from minitron_cli.evaluate.measurements import Measurements
-from minitron_cli.evaluate.statistics import compare
+from minitron_cli.evaluate.statistics import Items, compare
 from minitron_cli.evaluate.task_files import fingerprint
-from minitron_cli.evaluate.tasks import TaskLocations, forecast, load_tasks
+from minitron_cli.evaluate.tasks import TaskLocations, TaskSet, forecast, load_tasks
+from minitron_cli.results.evaluation import MetricResult
 from tests.tiny import tiny_model
 from tests.unit.evaluate.test_cloze import DOCUMENTS
 
@@ -491,3 +493,16 @@ def test_an_item_that_lm_eval_cannot_ask_is_an_error_of_the_data(model, tokenize
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in broken))
     with pytest.raises(InputError, match=r"^sums: an item could not be asked or scored \(.*check the tasks"):
         run_tasks(model, tokenizer, [Task(name="sums")], locations=TaskLocations(tmp_path))
+
+
+def test_tasks_of_a_group_weigh_as_its_config_says_whatever_a_model_answers():
+    """A model that is wrong in every task has one value by either weighting, and is compared with others."""
+    equal = SimpleNamespace(aggregate_metric_list=[SimpleNamespace(metric="acc", weight_by_size=False)])
+    chosen, raw = TaskSet(), {"group_subtasks": {"pair": ["a", "b"]}}
+    chosen.task_dict["groups"]["pair"] = equal
+    models = [{"a": {"acc": Items(a)}, "b": {"acc": Items(b)}} for a, b in (([0, 0, 0], [0]), ([1, 0, 0], [1]))]
+    found = [
+        lm_eval_runner._averaged_items(MetricResult(value=value), scores, raw, ("pair", "acc"), chosen)
+        for scores, value in zip(models, (0.0, 2 / 3), strict=True)
+    ]
+    assert compare(*found).difference == pytest.approx(-2 / 3)

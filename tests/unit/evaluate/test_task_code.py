@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from minitron_cli.errors import InputError
+from minitron_cli.evaluate import earlier, lm_eval_runner
 from minitron_cli.evaluate.config import Task
+from minitron_cli.evaluate.measurements import Measurements
 from minitron_cli.evaluate.task_code import entries_of, refuse_model_code
 from minitron_cli.evaluate.task_metric import TaskMetric
 from minitron_cli.evaluate.tasks import LM_EVAL_TASKS, TaskLocations, _index, _index_of, forecast, load_tasks
+from minitron_cli.results.evaluation import MetricResult
 from tests.unit.evaluate.test_lm_eval_runner import CHOICE
 
 PLAIN = {key: value for key, value in CHOICE.items() if key != "metric_list"} | {"task": "quiz"}
@@ -214,3 +218,21 @@ def test_members_are_found_once_even_in_a_circle(directory: Directory) -> None:
     directory.task("quiz.yaml")
     index = _index_of(["a"], directory.root).task_index
     assert sorted(entry.name for entry in entries_of(index, "a")) == ["a", "b", "quiz"]
+
+
+def test_a_group_without_a_metric_of_its_own_names_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Measurements(results={"easy": {"acc": MetricResult(value=0.5)}, "hard": {"acc": MetricResult(value=0.2)}})
+    monkeypatch.setattr(lm_eval_runner, "run_tasks", lambda *_, **__: found)
+    metric = TaskMetric(Task(name="both"), "acc", None, "search.objective.metric")
+    with pytest.raises(
+        InputError, match=r"'both' has no metric of its own, .* name one of easy, hard in search\.objective"
+    ):
+        metric(None, None)  # type: ignore[arg-type]
+
+
+def test_measurements_that_are_to_be_made_again_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(path=Path("evaluate/a"))
+    monkeypatch.setattr(earlier, "_conditions", lambda one: pytest.fail("looked at it"))
+    workspace = SimpleNamespace(artifacts=lambda stage: [made])
+    context = SimpleNamespace(workspace=workspace, overwrites=lambda path: path == made.path)
+    assert earlier.earlier(context, "f", {"stage": "evaluate"}, per_byte=False) is None

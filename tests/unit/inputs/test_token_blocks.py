@@ -77,3 +77,12 @@ def test_token_ids_need_no_tokenizer(tmp_path):
     text = config.model_copy(update={"validation": (TextFiles(paths=("a",)),)})
     with pytest.raises(CheckpointError, match="has no tokenizer: copy the model's tokenizer files there"):
         blocks_of(context(tmp_path / "run"), text, "train", tmp_path / "model")
+
+
+def test_cached_ids_are_checked_against_each_model_that_reads_them(tmp_path):
+    (tmp_path / "ids.jsonl").write_text(f'{{"input_ids": {list(range(900))}}}\n' * 4)
+    ids = DataConfig(sources=(TokenIds(paths=(str(tmp_path / "ids.jsonl"),)),), sequence_length=16)
+    large, small = (write_tiny(tmp_path / str(rows), vocab_size=rows) for rows in (1000, 500))
+    assert len(blocks_of(context(tmp_path / "run"), ids, "train", large)) > 0
+    with pytest.raises(DataError, match=r"the train data have the id .*, and the embedding of .* has 500 rows"):
+        blocks_of(context(tmp_path / "run"), ids, "train", small)

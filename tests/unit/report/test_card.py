@@ -163,3 +163,10 @@ def test_a_wrapper_is_loaded_as_one():
     assert 'processor = AutoProcessor.from_pretrained("small")' in card.text
     assert 'model = AutoModelForImageTextToText.from_pretrained("small")' in card.text
     assert "on text alone" in card.text
+
+
+@pytest.mark.parametrize(
+    ("language", "kept"), [("5", ()), ("en", ("en",)), ("[en, no, de]", ("en", "de")), ("{a: b}", ())]
+)
+def test_languages_that_are_no_words_are_left_out(language, kept):
+    assert HubFacts.of_card(f"---\nlanguage: {language}\n---\n").language == kept
