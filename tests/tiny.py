@@ -119,6 +119,7 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
         "mamba_chunk_size": 8,
         "mlp_multipliers": [0.9, 0.8],
         "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+        "lm_head_multiplier": 0.4,
         "attention_out_multiplier": 1.3,
         "embedding_multiplier": 2.0,
         "key_multiplier": 0.7,

@@ -18,7 +18,8 @@ from minitron_cli.data.pack import Blocks
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks side by side. Without an attention mask, `position_ids` alone keep the documents of a block apart."""
+    """Blocks side by side. Without an attention mask, `position_ids` alone keep the documents of a block apart, in
+    attention: a convolution or a scan does not read them."""
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor

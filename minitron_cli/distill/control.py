@@ -106,7 +106,12 @@ class Control(Spec):
 
     def beside(self, distill: DistillConfig, batch_size: int) -> DistillConfig:
         """The student's configuration, with the batch that was fitted to its length for a control of another length."""
-        return distill.model_copy(update={"batch_size": batch_size}) if self.has_own_length else distill
+        if not self.has_own_length:
+            return distill
+        made = distill.model_copy(update={"batch_size": batch_size})
+        if "batch_size" not in distill.model_fields_set:  # nobody set it, so that a shorter control may lower it
+            made.model_fields_set.discard("batch_size")
+        return made
 
     def applied_to(self, distill: DistillConfig, *, tokens: int | None = None) -> DistillConfig:
         """The distillation's configuration with what the control changes. `tokens`: its length, if `equality` says."""

@@ -8,7 +8,6 @@ Therefore gradients are summed here, and `torch.autocast` is used directly.
 
 import os
 from collections.abc import Sequence
-from datetime import timedelta
 from signal import SIGTERM
 from typing import Literal, TypeVar
 
@@ -17,23 +16,17 @@ from torch import Tensor, distributed
 
 from minitron_cli import stopping
 from minitron_cli.device import multiplies_bf16, without_index
-from minitron_cli.layerwise.processes import say_if_on_cpu
+from minitron_cli.layerwise.processes import process_state, say_if_on_cpu
 
 Precision = Literal["fp32", "bf16"]
 T = TypeVar("T")
-
-TIMEOUT = timedelta(
-    hours=2
-)  # rank 0 may tokenize or hash a checkpoint meanwhile; launchers end failed processes sooner
 
 
 class ProcessGroup:
     """The processes that train together, seen from one of them. One process, unless a launcher started several."""
 
     def __init__(self, device: str, *, alone: bool = False) -> None:
-        from accelerate import PartialState
-
-        self._state = PartialState(cpu=torch.device(device).type == "cpu", timeout=TIMEOUT)
+        self._state = process_state(device)
         self.rank: int = 0 if alone else self._state.process_index
         self.size: int = 1 if alone else self._state.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))

@@ -29,6 +29,9 @@ WRAPPERS = {
 }
 """Part of a name -> what puts it there when the state of a wrapped model is saved."""
 
+PREDICTORS = "num_nextn_predict_layers"
+"""Field of a config that counts layers for multi-token prediction."""
+
 OF_ADAPTERS = frozenset({"lora_A", "lora_B", "lora_embedding_A", "base_layer", "modules_to_save"})
 OF_QUANTIZATION = frozenset(
     {"qweight", "qzeros", "scales", "absmax", "weight_packed", "weight_scale", "weight_scale_inv", "SCB"}
@@ -43,8 +46,9 @@ def named_by_table(checkpoint: Checkpoint, shape: Shape, config: "PretrainedConf
     """
     found: dict[str, TensorInfo] = {}
     ignored: list[str] = []
+    predictors = int(getattr(config, PREDICTORS, None) or 0)
     for stored, info in checkpoint.tensors.items():
-        parts = dict(_in_table(shape, stored, info))
+        parts = dict(_in_table(shape, predictors, stored, info))
         if twice := min(parts.keys() & found.keys(), default=None):
             raise CheckpointError(f"{shown(twice)} is stored twice, the second time as {shown(stored)}: remove one")
         found |= parts
@@ -57,17 +61,23 @@ def named_by_table(checkpoint: Checkpoint, shape: Shape, config: "PretrainedConf
     return replace(checkpoint, tensors=found, remarks=(*checkpoint.remarks, _left_out(ignored)))
 
 
-def _in_table(shape: Shape, stored: str, info: TensorInfo) -> Iterator[tuple[str, TensorInfo]]:
-    """(name in the table, place) of what a stored tensor holds: itself, or the experts joined in it; or nothing."""
-    family = shape.family
+def _in_table(shape: Shape, predictors: int, stored: str, info: TensorInfo) -> Iterator[tuple[str, TensorInfo]]:
+    """(name in the table, place) of what a stored tensor holds: itself, or the experts joined in it; or nothing.
+
+    `predictors`: layers for multi-token prediction, which are numbered after the others and which no model has.
+    """
+    family, layers = shape.family, shape.sizes["layer"]
     for name in _variants(stored, _prefix(family)):
         if family.ignores(name):
             return
-        if family.find(name):
-            yield name, info
+        if found := family.find(name):
+            if not layers <= int(found.at.get("layer", 0)) < layers + predictors:
+                yield name, info
             return
         for template, sources in (*family.stacks.items(), *family.runtime_names.items()):
             if match := pattern(template).fullmatch(name):
+                if layers <= int(match.groupdict().get("layer", 0)) < layers + predictors:
+                    return
                 yield from _parts(shape, stored, sources, match.groupdict(), info)
                 return
 

@@ -5,7 +5,8 @@ The processes are those of a launcher such as torchrun; without one there is a s
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -13,6 +14,9 @@ from torch import Tensor, distributed
 from minitron_cli import progress
 from minitron_cli.device import without_index
 from minitron_cli.layerwise.observer import Observer
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 class Processes(NamedTuple):
@@ -49,6 +53,9 @@ class Processes(NamedTuple):
 
 
 ALONE = Processes(0, 1)
+TIMEOUT = timedelta(hours=2)
+"""Of what processes wait for: the first may write and hash a checkpoint meanwhile, or one go on in an earlier layer.
+Launchers end failed processes sooner."""
 
 
 def say_if_on_cpu(processes: int, device: torch.device) -> None:
@@ -57,12 +64,17 @@ def say_if_on_cpu(processes: int, device: torch.device) -> None:
         progress.warn_once(f"{processes} processes run on the CPU and share its cores: no accelerator is used")
 
 
+def process_state(device: str) -> "PartialState":
+    """accelerate's state of the processes, of which there is one: whoever makes it first sets its timeout."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=torch.device(device).type == "cpu", timeout=TIMEOUT)
+
+
 def join_processes(device: str) -> tuple[Processes, str]:
     """Processes of this run, and the device of this one: one accelerator per process."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE, device
-    from accelerate import PartialState
-
-    state = PartialState(cpu=torch.device(device).type == "cpu")
+    state = process_state(device)
     say_if_on_cpu(state.num_processes, state.device)
     return Processes(state.process_index, state.num_processes), str(without_index(state.device))

@@ -22,7 +22,7 @@ class Head(NamedTuple):
     softcap: float | None = None
     """Gemma's `final_logit_softcapping`."""
     scale: float = 1.0
-    """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
+    """Cohere's `logit_scale`, one over Granite's `logits_scaling`, or Falcon-H1's `lm_head_multiplier`."""
 
     def first(self, count: int) -> "Head":
         """Head of the first `count` entries of the vocabulary; it shares their weights."""
@@ -45,6 +45,7 @@ def head_of(model: Any) -> Head:
     """Head of a transformers causal language model. CheckpointError if it computes more than a `Head` does."""
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    scale *= getattr(config, "lm_head_multiplier", None) or 1
     head = Head(linear.weight, getattr(linear, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
     _check(model, head)
     return head

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from minitron_cli.cost.compute import Pass, model_size
 from minitron_cli.model.residual_stream import adds_as_it_is, norms
+from minitron_cli.model.runtime_tensors import experts_module
 from minitron_cli.model.shape import Shape
 from minitron_cli.price.work import ITEM_BYTES, Moved, Run
 from minitron_cli.repair.gram import ROWS
@@ -49,9 +50,17 @@ def memory(run: Run, child: Shape, tokens: int, activation_budget: int) -> dict[
     inputs = max(inputs for inputs, _, _ in _parts(run.shape, child, is_rotated=True))
     return {
         "stored activations": min(activation_budget, tokens * _stored_channels(run.shape, child) * FP32),
-        "sums": COPIES * inputs**2 * FP64,
+        "sums": COPIES * inputs**2 * FP64 + _expert_sums(run.shape, child),
         "activations": 2 * run.layer_bytes(),
     }
+
+
+def _expert_sums(parent: Shape, child: Shape) -> int:
+    """Bytes of the sums of all experts of a layer, which are there at once: two for each, to fit and to choose."""
+    neurons = child.sizes.get("ffn", 0)
+    if not experts_module(parent.family) or neurons == parent.sizes.get("ffn", 0):
+        return 0
+    return child.sizes["expert"] * 2 * neurons * (neurons + parent.sizes["hidden"]) * FP32
 
 
 def _stored_channels(parent: Shape, child: Shape) -> int:

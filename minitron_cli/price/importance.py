@@ -36,7 +36,7 @@ def work(
             "load the model": Moved(starts=1, read=model.weights_bytes),
             "magnitude": Moved(read=model.weights_bytes, weighed=model.shape.parameters()),
         },
-        certain={"weights": model.weights_bytes} if is_resident else {},
+        certain={"weights": _weights_bytes(model, config)} if is_resident else {},
         transient={
             "one layer": 0 if is_resident else _layer_bytes(model),
             "activations": run.layer_bytes() + OBSERVED * _widest(run),
@@ -47,10 +47,15 @@ def work(
         },
         disk={"scores": _scores_bytes(model)},
         remedies=tuple(_remedies(config, is_resident)),
-        weight_remedies=("mode=layer_major",),
+        weight_remedies=_smaller_weights(config),
         left_out=tuple(_left_out(config)),
         processes=processes,
     )
+
+
+def _weights_bytes(model: Subject, config: ImportanceConfig) -> int:
+    """Bytes of the weights; learned masks train through them in fp32."""
+    return ITEM_BYTES["float32"] * model.shape.parameters() if config.learned else model.weights_bytes
 
 
 def _left_out(config: ImportanceConfig) -> Iterator[str]:
@@ -68,7 +73,13 @@ def _remedies(config: ImportanceConfig, is_resident: bool) -> Iterator[str]:
     if config.removal_lengths:
         yield "layer_removal=false"
     if is_resident:
-        yield "mode=layer_major"
+        yield from _smaller_weights(config)
+
+
+def _smaller_weights(config: ImportanceConfig) -> tuple[str, ...]:
+    """Settings that need less of the weights in memory; some measurements need all of them at once."""
+    needy = [f"{name}=null" for name in ("collapse", "learned", "block_task") if getattr(config, name)]
+    return tuple(needy) or ("mode=layer_major",)
 
 
 def _layer_bytes(model: Subject) -> int:

@@ -6,6 +6,7 @@ from minitron_cli.cost import derive
 from minitron_cli.cost.compute import model_size
 from minitron_cli.distill.config import DistillConfig
 from minitron_cli.distill.fused.token_chunks import CHUNK_BYTES
+from minitron_cli.distill.losses.two_pass import TwoPassLoss
 from minitron_cli.distill.optimizer_kinds import OptimizerKind, saved_bytes, trained_bytes
 from minitron_cli.price.work import ITEM_BYTES, LARGER, Moved, Subject, Work
 from minitron_cli.results.training import TrainingResult
@@ -153,7 +154,8 @@ def _remedies(config: DistillConfig) -> tuple[str, ...]:
     section = config.section
     smaller_batch = (f"{section}.micro_batch_size=1",) if config.micro_batch_size > 1 else ()
     recompute = () if config.activation_checkpointing else (f"{section}.activation_checkpointing=true",)
-    logits = () if config.low_memory else (f"{section}.low_memory=true",)
+    reads_once = all(isinstance(loss, TwoPassLoss) for loss in config.losses)
+    logits = (f"{section}.low_memory=true",) if reads_once and not config.low_memory else ()
     return (*smaller_batch, *recompute, *logits)
 
 

@@ -68,10 +68,17 @@ class Run:
         return chunks * min(self.tokens, TOKENS) * entries * ITEM_BYTES["float32"]
 
     def layer_bytes(self) -> int:
-        """Memory of one decoder layer's forward pass, at its widest: the stream, the attention and the neurons."""
+        """Memory of one decoder layer's forward pass, at its widest: the stream, the attention and the neurons.
+
+        Of experts, each token is copied for those that it uses.
+        """
         sizes = self.shape.sizes
         attention = (sizes["head"] + self.shape.groups) * (self.shape.key_dim + sizes["head_dim"])
-        widest = 4 * sizes["hidden"] + max(attention, 3 * sizes.get("ffn", 0))
+        chosen = self.shape.active.get("expert", 0)
+        neurons = 3 * (max(chosen, 1) * sizes.get("ffn", 0) + sizes.get("shared_ffn", 0)) + chosen * sizes["hidden"]
+        others = 3 * max(sizes.get(axis, 0) for axis in ("dense_ffn", "own_ffn"))
+        scanned = 3 * sizes.get("mamba_head", 0) * sizes.get("mamba_dim", 0)
+        widest = 4 * sizes["hidden"] + max(attention, neurons, others, scanned)
         return self.tokens * widest * ITEM_BYTES[self.dtype]
 
 

@@ -223,7 +223,8 @@ class _Scoring:
 
     @property
     def _model_bytes(self) -> int:
-        return self.parent.size_bytes(self._dtype)
+        """Bytes of the weights; learned masks train through them in fp32."""
+        return self.parent.size_bytes("float32" if self.config.learned else self._dtype)
 
     def _collapsed(self, work: StageBuild, model: "PreTrainedModel", following: int) -> Scores:
         """Order of merges; found by the first process only, empty in the others."""

@@ -1,6 +1,7 @@
 """Which device a command runs on."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,20 @@ def _names(rank: int) -> tuple[str, str]:
 def test_a_cpu_that_a_launcher_numbers_has_the_same_name() -> None:
     """By its name it is known whether it multiplies bf16, and with it the precision of a training."""
     assert together(2, _names) == [("cpu", "cpu")] * 2
+
+
+def test_whoever_makes_the_group_first_sets_the_timeout(monkeypatch):
+    """accelerate has one state for all: importance made it with torch's half an hour, and a training got that."""
+    given = []
+
+    class State:
+        num_processes, process_index, device = 2, 0, torch.device("cpu")
+
+        def __init__(self, **settings):
+            given.append(settings["timeout"])
+
+    monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    join_processes("cpu")
+    ProcessGroup("cpu")
+    assert given == [timedelta(hours=2)] * 2

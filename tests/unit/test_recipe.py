@@ -11,7 +11,7 @@ from minitron_cli import recipe, yaml_document
 from minitron_cli.data.batches import training_ids
 from minitron_cli.distill import short_runs
 from minitron_cli.distill.config import DistillConfig, HiddenLosses
-from minitron_cli.errors import RecipeError
+from minitron_cli.errors import InputError, RecipeError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.prune.config import Budget, Ranking
 from minitron_cli.recipe import Control, Recipe
@@ -340,3 +340,14 @@ def test_one_seed_is_that_of_all_that_stages_draw() -> None:
     assert (found.search.seed, found.search.ranking.width.seed, found.evaluate.cloze.seed) == (7, 7, 0)
     assert not hasattr(found.data, "seed")
     assert found.prune is asked.prune, "what draws nothing is as it was"
+
+
+def test_a_short_control_takes_a_smaller_batch_where_nobody_set_one() -> None:
+    """The student's was fitted to its own length, which is no setting of the user's."""
+    student = DistillConfig(tokens=1_000_000)
+    control = Control(label="brief", tokens=2_048)
+    fitted, _ = short_runs.fitted(control.applied_to(control.beside(student, 64)), 512)
+    assert fitted.batch_size * 512 <= 2_048
+    given = DistillConfig(tokens=1_000_000, batch_size=64)
+    with pytest.raises(InputError, match="batch_size 64 x 512 tokens is more than"):
+        short_runs.fitted(control.applied_to(control.beside(given, 64)), 512)

@@ -5,9 +5,9 @@ from minitron_cli.model.family import Family, Serving
 
 CWM = Family(
     model_type="cwm",
-    tensors=L.EMBEDDING | L.ATTENTION | L.MLP | L.NORMS | L.FINAL,
+    tensors=L.EMBEDDING | L.ATTENTION | L.MLP | L.MLP_BIAS | L.NORMS | L.FINAL,
     sizes=L.SIZES,
-    stored_if=L.UNTIED_HEAD,
+    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.MLP_BIAS, "mlp_bias"),
     links=L.LINKS,
     tied=L.TIED,
     hidden_is_multiple_of_heads=True,

@@ -35,7 +35,11 @@ DEEPSEEK_V2 = Family(
     follows=DEEPSEEK_V3.follows,
     totals=DEEPSEEK_V3.totals,
     active=DEEPSEEK_V3.active,
-    stored_if={**DEEPSEEK_V3.stored_if, **dict.fromkeys(MLP_BIAS, "mlp_bias")},
+    stored_if={
+        **DEEPSEEK_V3.stored_if,
+        **dict.fromkeys(DENSE_BIAS, "mlp_bias"),
+        **dict.fromkeys(SHARED_BIAS, "mlp_bias n_shared_experts"),
+    },
     corrections=DEEPSEEK_V3.corrections,
     links=DEEPSEEK_V3.links,
     tied=L.TIED,

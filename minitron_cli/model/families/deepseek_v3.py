@@ -4,7 +4,7 @@ from typing import Any
 
 from minitron_cli.model.families import llama as L
 from minitron_cli.model.families.glm4_moe import CORRECTION as ROUTER_BIAS
-from minitron_cli.model.families.glm4_moe import GLM4_MOE, SHARED, SIZES
+from minitron_cli.model.families.glm4_moe import GLM4_MOE, SHARED, SHARED_IF, SIZES
 from minitron_cli.model.families.qwen3_moe import DENSE_MLP, EXPERTS, RUNTIME_NAMES
 from minitron_cli.model.family import Correction, Family, KnownBySize, Serving
 
@@ -96,7 +96,7 @@ DEEPSEEK_V3 = Family(
     follows=GLM4_MOE.follows,
     totals={"num_key_value_heads": "head"},
     active=GLM4_MOE.active,
-    stored_if=L.UNTIED_HEAD | LATENT_STORED_IF,
+    stored_if=L.UNTIED_HEAD | LATENT_STORED_IF | SHARED_IF,
     corrections=LATENT_CORRECTIONS,
     links={**GLM4_MOE.links, **LATENT_LINKS},
     tied=L.TIED,

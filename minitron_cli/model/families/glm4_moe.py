@@ -37,9 +37,12 @@ RATED = 2
 """Experts of a group whose scores rate it."""
 
 
+SHARED_IF = dict.fromkeys(SHARED, "n_shared_experts")
+
+
 def shared_width(config: Any) -> int:
-    """Neurons of the experts that all tokens use, which are one MLP."""
-    width: int = config.moe_intermediate_size * config.n_shared_experts
+    """Neurons of the experts that all tokens use, which are one MLP; 0 if there are none."""
+    width: int = config.moe_intermediate_size * (config.n_shared_experts or 0)
     return width
 
 
@@ -59,7 +62,10 @@ GLM4_MOE = Family(
     derived={"shared_ffn": shared_width, "rated_expert": lambda config: RATED},
     follows={"shared_ffn": "ffn"},
     active={"expert": "num_experts_per_tok"},
-    stored_if=L.UNTIED_HEAD | dict.fromkeys(L.QKV_BIAS, "attention_bias") | dict.fromkeys(QK_NORM, "use_qk_norm"),
+    stored_if=L.UNTIED_HEAD
+    | dict.fromkeys(L.QKV_BIAS, "attention_bias")
+    | dict.fromkeys(QK_NORM, "use_qk_norm")
+    | SHARED_IF,
     links=L.LINKS | {BEFORE_MLP: BEFORE_MLP_READERS},
     tied=L.TIED,
     buffers=frozenset(CORRECTION),

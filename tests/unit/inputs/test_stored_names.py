@@ -17,7 +17,7 @@ from minitron_cli.model.families import FAMILIES
 from minitron_cli.model.runtime_tensors import runtime_tensor
 from tests.conformance.test_families import assert_same
 from tests.quick import each_family, without
-from tests.tiny import tiny_model, write_tiny
+from tests.tiny import tiny_config, tiny_model, write_tiny
 
 IDS = torch.arange(12).reshape(2, 6)
 WEIGHTS = "model.safetensors"
@@ -226,3 +226,49 @@ def test_the_stored_dtype_decides_whatever_the_config_says(tmp_path, said):
     state = {name: checkpoint.read(name) for name in checkpoint.tensors}
     assert hf.model_of(dict(checkpoint.config), state).dtype == torch.float32
     assert checkpoint.config["dtype"] == "float32", "so that a child does not state it wrongly"
+
+
+def with_predictor(path, layers=1):
+    """The model with a layer for multi-token prediction after its own, as DeepSeek V3 and GLM 4.5 are published."""
+    tensors = load_file(path / WEIGHTS)
+    last = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
+    of_last = {name: tensor for name, tensor in tensors.items() if name.startswith(f"model.layers.{last - 1}.")}
+    for i in range(layers):
+        there = {name.replace(f".{last - 1}.", f".{last + i}.", 1): t.clone() for name, t in of_last.items()}
+        added(path, **there, **{f"model.layers.{last + i}.{name}": torch.zeros(2) for name in ("enorm.weight", "eh")})
+    return f"model.layers.{last}."
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])
+def test_a_layer_for_multi_token_prediction_is_left_out(model_type, tmp_path, said):
+    path = write_tiny(tmp_path, model_type)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    predictor = with_predictor(path)
+    check_same(path)
+    found = open_source_model(path)
+    assert not [name for name in found.checkpoint.tensors if name.startswith(predictor)]
+    assert [text for text in said if "left out" in text]
+
+
+@pytest.mark.parametrize("stated", [0, 1])
+def test_more_layers_than_a_config_states_are_refused(stated, tmp_path):
+    path = write_tiny(tmp_path, "deepseek_v3")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": stated}))
+    with_predictor(path, layers=stated + 1)
+    with pytest.raises(CheckpointError, match=r"unexpected tensor .*config\.json and the weights disagree"):
+        open_source_model(path)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_model_without_shared_experts_is_refused_in_a_sentence(model_type, tmp_path):
+    """transformers makes matrices without rows of them; no published model has none."""
+    AutoModelForCausalLM.from_config(tiny_config(model_type, n_shared_experts=0)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"unexpected tensor '.*shared_experts"):
+        open_source_model(tmp_path)
+
+
+def test_a_model_of_cwm_may_have_biases_in_its_neurons(tmp_path):
+    check_same(write_tiny(tmp_path, "cwm", mlp_bias=True))

@@ -18,14 +18,17 @@ from minitron_cli.errors import EnvironmentFault
 from minitron_cli.evaluate.config import EvaluateConfig
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
-from minitron_cli.price import estimate, offer, subject, training
+from minitron_cli.model.families import family_of
+from minitron_cli.model.shape import Shape
+from minitron_cli.price import estimate, fit, offer, subject, training
+from minitron_cli.price import importance as importance_price
 from minitron_cli.price import prune as prunings
 from minitron_cli.price.work import Moved, Subject, Work
 from minitron_cli.prune.config import Budget, PruneConfig
 from minitron_cli.results.price import Part, Price
 from minitron_cli.stages import correct, distill, evaluate, importance, prune
 from tests.quick import slow
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 from tests.unit.stages.place import context, data, write_place
 
 TRAINING = {"steps": 3, "batch_size": 4, "micro_batch_size": 2, "eval_every": 2, "eval_blocks": 3, "warmup_steps": 0}
@@ -361,3 +364,37 @@ def test_time_is_the_sum_of_flops_over_speeds_and_bytes_over_the_disks(tmp_path,
         ("files", pytest.approx(3)),
     ]
     assert found.seconds == pytest.approx(36)
+
+
+def test_advice_on_memory_can_be_followed() -> None:
+    """Some losses need whole logits, and some measurements the whole model."""
+    remedies = training._remedies(DistillConfig(steps=1, losses=[{"kind": "jsd"}]))
+    assert not [one for one in remedies if "low_memory" in one]
+    assert [one for one in training._remedies(DistillConfig(steps=1)) if "low_memory" in one]
+    assert importance_price._smaller_weights(ImportanceConfig(collapse=2)) == ("collapse=null",)
+    assert importance_price._smaller_weights(ImportanceConfig()) == ("mode=layer_major",)
+
+
+def test_experts_are_counted_as_often_as_a_token_uses_them() -> None:
+    typed = tiny_config("qwen3_moe")
+    run = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed), "float32").runs(1, 8)
+    shape, sizes = run.shape, run.shape.sizes
+    chosen = shape.active["expert"]
+    assert chosen > 1
+    assert run.layer_bytes() == 4 * 8 * (4 * sizes["hidden"] + chosen * (3 * sizes["ffn"] + sizes["hidden"]))
+
+
+def test_a_repair_holds_the_sums_of_all_experts_whose_neurons_are_pruned() -> None:
+    typed = tiny_config("qwen3_moe")
+    run = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed), "float32").runs(1, 8)
+    neurons, hidden, experts = 4, run.shape.sizes["hidden"], run.shape.sizes["expert"]
+    same, pruned = (fit.memory(run, child, 8, 0)["sums"] for child in (run.shape, run.shape.resize(ffn=neurons)))
+    assert pruned - same >= experts * 2 * neurons * (neurons + hidden) * 4 - same
+
+
+def test_learned_masks_are_priced_in_the_precision_that_they_train_in() -> None:
+    typed = tiny_config("llama")
+    model = subject.of_config(typed.to_dict(), Shape.of(family_of(typed), typed), "bfloat16")
+    plain, learned = ImportanceConfig(), ImportanceConfig(learned={"shape": {"ffn": 8}})
+    held = [importance_price.work(model, one, 16, is_resident=True).certain["weights"] for one in (plain, learned)]
+    assert held[1] == 2 * held[0] == 4 * model.shape.parameters()
