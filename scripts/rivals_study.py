@@ -6,13 +6,15 @@
 
 In each group all children have one shape and so one number of parameters; every way of choosing sees the same
 calibration blocks. Children are measured before training and, with --tokens, after the same distillation, whose
-learning rate is chosen for each of them by the same rule in runs of a quarter of the tokens, by KL on other blocks.
-Last, a step of minitron's distillation is timed beside one of TRL's. Figures are kept in
-RUNS_DIR/rivals-NAME/rivals-study, so an interrupted study continues. Writes docs/results/rivals.md.
+learning rate is chosen for each of them by the same rule in runs of a quarter of the tokens, by KL on other blocks;
+children with the same weights are trained once. Last, a step of minitron's distillation is timed beside one of TRL's.
+Figures are kept in RUNS_DIR/rivals-NAME/rivals-study, so an interrupted study continues. Writes
+docs/results/rivals.md.
 """
 
 import argparse
 import copy
+import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,18 +125,23 @@ class RivalsStudy(Study):
         return make
 
     def child(self, group: str, name: str, make: Way) -> Figures:
-        """Figures of one child before training: parameters, CPU seconds, loss and KL."""
+        """Figures of one child before training: parameters, CPU seconds, loss and KL, and a digest of its weights."""
 
         def compute() -> Figures:
             child, seconds = rivals.timed(make)
             parameters = sum(p.numel() for p in child.parameters())
-            return {"seconds": seconds, "parameters": parameters, **self.measured(child)}
+            return {
+                "seconds": seconds,
+                "parameters": parameters,
+                "digest": weights_digest(child),
+                **self.measured(child),
+            }
 
         return self.remembered(file_name(group, name), compute)
 
     def distilled(self, group: str, name: str, make: Way) -> Figures:
-        """Its `rate`, and loss and KL after `tokens` tokens at it."""
-        before: list[Any] = []
+        """Its `rate`, and loss and KL after `tokens` tokens at it. Shared by children with the same weights."""
+        weights, before = self.child(group, name, make)["digest"], []
 
         def student() -> Any:
             """A copy of the child, which is made once for all runs."""
@@ -147,14 +154,14 @@ class RivalsStudy(Study):
                 self._train(child := student(), rate, self.tokens // 4, TRIAL_SEED)
                 return {"kl": kl_to_parent(child, self.teacher, self._other_blocks(), max_blocks=self.blocks).kl_nats}
 
-            return self.remembered(file_name(group, name, f"{self.tokens // 4}-{rate:g}"), compute)["kl"]
+            return self.remembered(f"distilled-{weights}-{self.tokens // 4}-{rate:g}", compute)["kl"]
 
         def compute() -> Figures:
             rate = best_rate(end)
             self._train(child := student(), rate, self.tokens, 0)
             return {"rate": rate, **self.measured(child)}
 
-        return self.remembered(file_name(group, name, str(self.tokens)), compute)
+        return self.remembered(f"distilled-{weights}-{self.tokens}", compute)
 
     def _other_blocks(self) -> Blocks:
         """Held-out blocks that are not reported, to choose learning rates by."""
@@ -172,6 +179,15 @@ class RivalsStudy(Study):
         loss = perplexity(model, self.validation, max_blocks=self.blocks).loss_nats
         items = {"values": kl.items.values, "weights": kl.items.weights, "groups": kl.items.groups}
         return {"loss": loss, "kl": kl.kl_nats, "items": {k: list(v) for k, v in items.items() if v is not None}}
+
+
+def weights_digest(model: Any) -> str:
+    """Short digest of a model's weights."""
+    found = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        found.update(name.encode())
+        found.update(weight.float().contiguous().numpy())
+    return found.hexdigest()[:12]
 
 
 def file_name(*parts: str) -> str:
