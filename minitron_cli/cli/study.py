@@ -80,12 +80,13 @@ def study(
             session.workspace.command(
                 _command(name, session.model(), replace(text, sequence_length=named), how.dtype, counts)
             ),
+            made.tried(),
         )
         values = {arm: [run.model_dump(mode="json") for run in runs] for arm, runs in found.runs.items()}
     if output and figures:
         output_file.write(output, found.page().encode())
         output_file.write(figures, canonical_json.pretty(values))
-    console.show(how, values, [found.arms(), found.orders()])
+    console.show(how, values, found.tables())
 
 
 def _command(name: str, model: str, text: DataOptions, dtype: str, counts: Sequence[object]) -> str:

@@ -1,7 +1,7 @@
 """What a study found, as tables and as a page of Markdown: every arm, and every order that a paper expects."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minitron_cli.evaluate.statistics import mean_of_runs
 from minitron_cli.report import markdown
@@ -41,6 +41,8 @@ class Found:
     """Model, text and lengths, in a sentence."""
     command: str
     """Command that measures it again."""
+    tried: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Label of each arm -> learning rates that it chose from; none where it had no choice."""
 
     @property
     def seeds(self) -> int:
@@ -110,6 +112,22 @@ class Found:
     def _pairs(self, arm: str) -> list[tuple[float, float]]:
         return list(zip(self._values(arm, "before"), self._values(arm, "after"), strict=True))
 
+    def at_the_edge(self) -> str:
+        """Arms whose learning rate is the largest or the smallest that they tried, so that another may be better."""
+        sides = {
+            side: [
+                label
+                for label, rates in self.tried.items()
+                if len(rates) > 1 and self.runs[label][0].learning_rate == extreme(rates)
+            ]
+            for side, extreme in (("largest", max), ("smallest", min))
+        }
+        return "; ".join(f"the {side} for {', '.join(labels)}" for side, labels in sides.items() if labels)
+
+    def tables(self) -> list[Table]:
+        """All tables."""
+        return [self.arms(), self.orders(), *([self.choice()] if self.definition.are_candidates else ())]
+
     def page(self) -> str:
         """Page of Markdown."""
         return "\n\n".join(self._paragraphs()) + "\n"
@@ -124,6 +142,11 @@ class Found:
             "is of one run, or the same in all."
         )
         yield markdown.table(self.arms())
+        if edges := self.at_the_edge():
+            yield (
+                "The learning rate is an extreme of those that were tried, and one beyond it may be better: "
+                f"{markdown.inline(edges)}."
+            )
         if self.definition.expected:
             yield (
                 f"Published orders ({markdown.inline(self.definition.source)}). The difference is that of runs with "

@@ -216,6 +216,10 @@ class Runner:
         name = f"{file_name(arm, self.definition.arms)}-{seed}"
         return self._remembered(_Run(name, self._recipe(arm, seed, _with_rate(rate) if rate else {})))
 
+    def tried(self) -> dict[str, tuple[float, ...]]:
+        """Learning rates that each arm tries in short runs."""
+        return {arm: self._rates(arm) for arm in self.definition.arms}
+
     def _rates(self, arm: str) -> tuple[float, ...]:
         """Learning rates that an arm tries in short runs; none where none is chosen."""
         tuning = self.definition.tuning

@@ -109,3 +109,22 @@ def test_candidates_are_judged_by_the_order_before_training():
     # seed 0: one of three pairs is reversed, tau 1/3, cost 3.0 - 2.5; seed 1: none, tau 1, cost 0
     assert "| Kendall's tau of the orders | 0.6667 ± 4.2354 |" in text
     assert "| cost of the choice | 0.2500 ± 3.1766 |" in text
+
+
+def test_learning_rates_at_the_edge_of_those_that_were_tried_are_named():
+    rates = {"first": 1e-3, "second": 2e-4, "third": 5e-4}
+    study = StudyDefinition.model_validate(STUDY.model_dump() | {"arms": {arm: {} for arm in rates}})
+    runs = {arm: [run(2.5).model_copy(update={"learning_rate": rate})] * 2 for arm, rate in rates.items()}
+    setting = ("own", study, runs, 2.0, "A setting.", "minitron study own")
+    text = Found(*setting, dict.fromkeys(rates, (2e-4, 5e-4, 1e-3))).page()
+    assert "one beyond it may be better: the largest for first; the smallest for second." in text
+    assert "may be better" not in Found(*setting, dict.fromkeys(rates, ())).page()
+    assert "may be better" not in Found(*setting).page()
+
+
+def test_the_agreement_of_candidates_is_shown_in_the_terminal_as_well():
+    runs = {arm: [trained(2.0, 2.5)] * 2 for arm in ("first", "second")}
+    setting = ("own", STUDY, runs, 2.0, "A setting.", "minitron study own")
+    assert [table.title for table in Found(*setting).tables()] == ["Arms", "Published orders"]
+    candidates = (setting[0], STUDY.model_copy(update={"are_candidates": True}), *setting[2:])
+    assert [table.title for table in Found(*candidates).tables()][2:] == ["Choice before training"]
