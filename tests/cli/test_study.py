@@ -111,7 +111,7 @@ def test_an_interrupted_study_continues_with_the_runs_that_are_missing(run: Run,
     assert f"{difference:+.4f} ±" in row
     assert "far better" in row
     command = shlex.join(str(word) for word in words(study, tiny))
-    assert lines[-1] == f"Regenerate: `minitron {command}`"
+    assert lines[-1] == f"Regenerate: `minitron {command} --run model`"
     assert not list(Path("runs").rglob("distill/*/model.safetensors"))
     again = run(*words(study, tiny, "--json"))
     assert len(recipes) == trials + runs + 1
