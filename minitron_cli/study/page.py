@@ -122,7 +122,8 @@ class Found:
             ]
             for side, extreme in (("largest", max), ("smallest", min))
         }
-        return "; ".join(f"the {side} for {', '.join(labels)}" for side, labels in sides.items() if labels)
+        quoted = {side: ", ".join(f'"{label}"' for label in labels) for side, labels in sides.items()}
+        return "; ".join(f"the {side} for {labels}" for side, labels in quoted.items() if labels)
 
     def tables(self) -> list[Table]:
         """All tables."""

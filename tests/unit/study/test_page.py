@@ -117,7 +117,7 @@ def test_learning_rates_at_the_edge_of_those_that_were_tried_are_named():
     runs = {arm: [run(2.5).model_copy(update={"learning_rate": rate})] * 2 for arm, rate in rates.items()}
     setting = ("own", study, runs, 2.0, "A setting.", "minitron study own")
     text = Found(*setting, dict.fromkeys(rates, (2e-4, 5e-4, 1e-3))).page()
-    assert "one beyond it may be better: the largest for first; the smallest for second." in text
+    assert 'one beyond it may be better: the largest for "first"; the smallest for "second".' in text
     assert "may be better" not in Found(*setting, dict.fromkeys(rates, ())).page()
     assert "may be better" not in Found(*setting).page()
 
