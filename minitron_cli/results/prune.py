@@ -79,6 +79,19 @@ class ServingFinding(Spec):
     """Sizes to change for the nearest shape without the problem."""
 
 
+class Parts(Spec):
+    """A model by part."""
+
+    embeddings: int
+    """Parameters of the embedding and the language-model head."""
+    mixer: tuple[int, ...]
+    """Parameters of each layer, all but the FFN: attention and norms."""
+    ffn: tuple[int, ...]
+    """Parameters of each layer's FFN or experts."""
+    cache_bytes: int
+    """16-bit KV cache of one token."""
+
+
 class PruneResult(Result):
     """The child and how it was made."""
 
@@ -86,7 +99,10 @@ class PruneResult(Result):
     verb: ClassVar[str] = "minitron prune"
 
     parent: ModelSize
+    """The model as it was given, before its head was untied."""
     child: ModelSize
+    parts: tuple[Parts, Parts] | None = None
+    """Parent and child; None in results of earlier versions."""
     checks: tuple[str, ...]
     """Export checks that the child passed."""
     serving: tuple[ServingFinding, ...]

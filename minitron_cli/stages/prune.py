@@ -9,6 +9,7 @@ from minitron_cli import methods, progress
 from minitron_cli.artifacts.artifact import Artifact
 from minitron_cli.artifacts.build import Context, StageBuild, produce
 from minitron_cli.cost.compute import model_size
+from minitron_cli.cost.parts import parts
 from minitron_cli.data.pack import Blocks
 from minitron_cli.data.sources import DataConfig
 from minitron_cli.data.split import SplitName
@@ -73,8 +74,8 @@ def run(
             f"{parent.name} is sparse, and pruning breaks its pattern of zeros: the child is dense and has no masks; "
             "sparsify it after pruning"
         )
-    kinds, parent = parent.shape.kinds, config.prepared(parent)
-    original, plain = replace(parent.shape, kinds=kinds), parent
+    given, parent = parent.shape, config.prepared(parent)
+    original, plain = replace(parent.shape, kinds=given.kinds), parent
     if config.adds_biases:
         parent = parent.with_biases()
     builder = ChildBuilder(context, parent, read_scores(scores, parent), config.ranking)
@@ -115,7 +116,7 @@ def run(
         check_samples(calibration.samples, texts["train"], "importance.samples")
         removed = [1] if config.ranking.layers == "perplexity" else []
         inputs |= layer_removal.inputs(removed, calibration.removal_positions, texts["train"].sequence_length)
-    pruning = _Pruning(builder, config, candidates, calibration, texts, original, plain)
+    pruning = _Pruning(builder, config, candidates, calibration, texts, given, original, plain)
     pruning.check()
     return produce(
         context,
@@ -165,6 +166,8 @@ class _Pruning:
     candidates: Sequence[Candidate]
     calibration: ImportanceConfig
     texts: Mapping[SplitName, Blocks]
+    given: Shape
+    """Shape of the model as it was given."""
     original: Shape
     """Shape of the parent with the pattern of its layers, which the builder's lacks if it need not be kept."""
     plain: SourceModel
@@ -246,8 +249,9 @@ class _Pruning:
         self._warn_off_pattern(plan)
         written_child.write(work, parent, plan)
         return PruneResult(
-            parent=model_size(plan.parent, self.sequence_length),
+            parent=model_size(self.given, self.sequence_length),
             child=model_size(plan.child, self.sequence_length),
+            parts=(parts(self.given), parts(plan.child)),
             checks=tuple(written_child.check(work, parent, plan)),
             serving=tuple(written_child.serving_findings(work, plan)),
             candidates=tuple(self._candidate_result(entry) for entry in candidates),

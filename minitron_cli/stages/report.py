@@ -15,14 +15,13 @@ from minitron_cli.cost.lineage import accelerator_hours
 from minitron_cli.distill.config import CorrectConfig, DistillConfig
 from minitron_cli.distill.curves import training_figures
 from minitron_cli.inputs.document_ends import document_ends
-from minitron_cli.inputs.source_model import open_source_model
 from minitron_cli.prune.written_child import PLAN
 from minitron_cli.report import beside
 from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.card import HubFacts, model_card
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.importance import Importance
-from minitron_cli.report.kept import kept_plot, parts
+from minitron_cli.report.kept import kept_plot
 from minitron_cli.report.page import render
 from minitron_cli.report.product import Product, place, without_directories
 from minitron_cli.report.provenance import commands, cost_rows
@@ -133,8 +132,8 @@ def report_data(product: Product, config: ReportConfig) -> ReportData:
         ranking=Ranking.of(ranked, prune.child.sizes if prune else None) if ranked else None,
         prune=prune,
         sparsity=product.sparse.result(SparsifyResult) if product.sparse else None,
-        kept=_kept(product.prune, prune, plan) if product.prune and prune else None,
-        cache_bytes=_cache_bytes(product.prune, prune) if product.prune and prune else (),
+        kept=_kept(prune, plan) if prune else None,
+        cache_bytes=tuple(part.cache_bytes for part in prune.parts) if prune and prune.parts else (),
         runs=tuple(map(_training, filter(None, (product.corrected, *product.trained)))),
         costs=tuple(row for made in product.lineage for row in cost_rows(made, labels.get(made.key, ""))),
         other_costs=tuple(row for made in others for row in cost_rows(made, labels.get(product.artifact.key, ""))),
@@ -164,17 +163,11 @@ def _texts(product: Product) -> Iterator[str]:
             yield f"Texts begin with {ends['begin_with']} and end with {ends['end_with']} (data.bos={bos})."
 
 
-def _cache_bytes(pruned: Artifact, result: PruneResult) -> tuple[int, int]:
-    """KV cache of one token of the parent and of the pruned model."""
-    child = open_source_model(pruned.path).shape
-    return child.resize(**result.parent.sizes).kv_cache_bytes(1, 1), child.kv_cache_bytes(1, 1)
-
-
-def _kept(pruned: Artifact, result: PruneResult, plan: Mapping[str, Any]) -> Plot:
-    """Picture of what pruning kept of the parent."""
-    child = open_source_model(pruned.path).shape
-    layers = plan.get("layer", range(result.child.sizes["layer"]))
-    return kept_plot(parts(child.resize(**result.parent.sizes)), parts(child), layers)
+def _kept(result: PruneResult, plan: Mapping[str, Any]) -> Plot | None:
+    """Picture of what pruning kept of the parent; None if an earlier version pruned it."""
+    if result.parts is None:
+        return None
+    return kept_plot(*result.parts, plan.get("layer", range(result.child.sizes["layer"])))
 
 
 def _training(made: Artifact) -> TrainingRun:

@@ -12,12 +12,12 @@ from minitron_cli.report.candidates import Ranking
 from minitron_cli.report.data import ReportData
 from minitron_cli.report.evaluation import Evaluated, Kind
 from minitron_cli.report.importance import Importance
-from minitron_cli.report.kept import Parts, kept_plot
+from minitron_cli.report.kept import kept_plot
 from minitron_cli.report.scratch import Arm
 from minitron_cli.report.training import TrainingRun
 from minitron_cli.results.base import ModelSize
 from minitron_cli.results.evaluation import Difference, MetricResult, ModelEvaluation
-from minitron_cli.results.prune import HeldOut, PruneResult, RepairEffect, RepairResult, ServingFinding
+from minitron_cli.results.prune import HeldOut, Parts, PruneResult, RepairEffect, RepairResult, ServingFinding
 from minitron_cli.results.run_record import ModelSpeed, SpeedRecord
 from minitron_cli.results.search import CandidateResult, ObjectiveResult, StabilityResult, WinnerResult
 from minitron_cli.results.sparsify import SparseMatrix, SparsifyResult, SparsityEffect
@@ -230,8 +230,18 @@ def sample(name: Name = lambda text: text) -> ReportData:
             built=_renamed({"hidden": 384, "ffn": 512, "head": 12}, name),
         ),
         kept=kept_plot(
-            Parts(4096 * HIDDEN, (4 * 512 * HIDDEN,) * LAYERS, (3 * FFN * HIDDEN,) * LAYERS),
-            Parts(4096 * 384, (4 * 384 * 384,) * (LAYERS - 1), (3 * 512 * 384,) * (LAYERS - 1)),
+            Parts(
+                embeddings=4096 * HIDDEN,
+                mixer=(4 * 512 * HIDDEN,) * LAYERS,
+                ffn=(3 * FFN * HIDDEN,) * LAYERS,
+                cache_bytes=3072,
+            ),
+            Parts(
+                embeddings=4096 * 384,
+                mixer=(4 * 384 * 384,) * (LAYERS - 1),
+                ffn=(3 * 512 * 384,) * (LAYERS - 1),
+                cache_bytes=2816,
+            ),
             [layer for layer in range(LAYERS) if layer != 8],
         ),
         prune=pruned(repair(2.412, (6.213, 3.71), (4.913, 2.31), name("least_squares"), name("rotate")), name=name),

@@ -49,8 +49,6 @@ def write_tokenizer(directory: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_cache_bytes", lambda *_: (8, 4))
-    monkeypatch.setattr(report, "_kept", lambda *_: None)
     monkeypatch.setattr(report.Importance, "of", lambda *_: report.Importance())
 
 

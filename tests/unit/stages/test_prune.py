@@ -12,6 +12,7 @@ from minitron_cli.artifacts.build import DryRunStop, produce
 from minitron_cli.checkpoint import hf, safetensors_file
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.cost.compute import model_size
+from minitron_cli.cost.parts import parts
 from minitron_cli.errors import InputError
 from minitron_cli.importance.config import ImportanceConfig
 from minitron_cli.inputs.source_model import open_source_model
@@ -255,3 +256,17 @@ def test_rounds_do_not_measure_blocks_of_layers_again(tmp_path):
     config = PruneConfig(shape={"layer": 2}, rounds=2, repair="none")
     made = prune.run(where, parent, config, scores=scores, data=data(tmp_path))
     assert made.result(PruneResult).child.sizes["layer"] == 2
+
+
+def test_the_result_has_the_parent_as_it_was_given(tmp_path, scores_of):
+    """A hybrid whose dropped layers no pattern of the child tells, and a tied head that the child has untied."""
+    hybrid = open_source_model(write_tiny(tmp_path / "hybrid", "lfm2"))
+    tied = open_source_model(write_tiny(tmp_path / "tied", tie_word_embeddings=True))
+    for parent, settings in ((hybrid, {}), (tied, {"untie": True})):
+        config = PruneConfig(repair="none", drop_layers=(0,), **settings)
+        made = prune.run(context(tmp_path / parent.path.name), parent, config, scores=scores_of(parent))
+        result, child = made.result(PruneResult), open_source_model(made.path).shape
+        assert result.parts == (parts(parent.shape), parts(child))
+        assert result.parent.parameters == parent.shape.parameters()
+        assert result.child.parameters == child.parameters()
+    assert result.parts[1].embeddings == 2 * result.parts[0].embeddings
