@@ -48,6 +48,7 @@ BATCH, MICRO_BATCH = 8, 2
 CHILDREN, STEP = PARTS = "children", "step"
 TRIAL_SEED = 100
 REFERENCE = "minitron, default"
+LINT: Literal["warn"] = "warn"  # no other library asks which layers llama.cpp takes to be of which kind
 
 Way = Callable[[], Any]
 """Makes a child in memory."""
@@ -102,7 +103,7 @@ class RivalsStudy(Study):
 
     def _own(self, shape: dict[str, int], *, is_width: bool = True) -> dict[str, Way]:
         """Children by minitron's verbs; of width also with the criteria that need no text."""
-        plain = partial(PruneConfig, shape=shape)
+        plain = partial(PruneConfig, shape=shape, serving_lint=LINT)
         configs = {REFERENCE: plain(), "minitron, without repair": plain(repair="none")}
         if is_width:
             configs |= {
@@ -120,7 +121,7 @@ class RivalsStudy(Study):
 
         def make() -> Any:
             chosen = choose(self.parent.path, self.calibration, layers)
-            return self._pruned(PruneConfig(drop_layers=chosen, repair="none"))
+            return self._pruned(PruneConfig(drop_layers=chosen, repair="none", serving_lint=LINT))
 
         return make
 
