@@ -11,7 +11,7 @@ import tqdm
 from minitron_cli import memory
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _locks_are_not_shared_with_forks() -> Iterator[None]:
     """tqdm's own lock is a semaphore of all processes, and a fork that is killed may have held it."""
     before = tqdm.tqdm.get_lock()
@@ -20,7 +20,7 @@ def _locks_are_not_shared_with_forks() -> Iterator[None]:
     tqdm.tqdm.set_lock(before)
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _memory_stays_free() -> Iterator[None]:
     """What does not fit into free memory is not measured, and another program may take memory between two runs."""
     with pytest.MonkeyPatch.context() as patch:

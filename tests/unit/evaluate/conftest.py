@@ -10,7 +10,7 @@ from tests.tiny import tiny_model
 TEXT = Path(__file__).read_text() * 3
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _no_network(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
