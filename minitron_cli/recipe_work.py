@@ -167,6 +167,7 @@ class RecipeWork:
         return prune.work(
             prune.Pruning(
                 parent=self.parent,
+                given=self.parent.shape,
                 candidates=shapes,
                 score_repairs=[self._repairs(shape, config.score_repair) for shape in shapes],
                 repairs=[repaired_plan.applicable(self._plan(shape), config) for shape in shapes],

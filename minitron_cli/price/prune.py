@@ -22,6 +22,9 @@ class Pruning:
     """What the price of a pruning depends on."""
 
     parent: Subject
+    """The model that is pruned, with an untied head or biases if these were added to it."""
+    given: Shape
+    """Shape of the model as it was given."""
     candidates: Sequence[Shape]
     """Shapes of which one is chosen, or the one that is given."""
     score_repairs: Sequence[Collection[str]]
@@ -87,7 +90,7 @@ def _largest(pruning: Pruning) -> int:
 
 
 def _what(pruning: Pruning, child: Shape) -> str:
-    one = f"{pruning.parent.shape.parameters():,} to {child.parameters():,} parameters"
+    one = f"{pruning.given.parameters():,} to {child.parameters():,} parameters"
     texts = [one if not pruning.is_choice else f"{len(pruning.candidates)} shapes on {pruning.score_blocks:,} blocks"]
     texts += [f"{len(pruning.rounds)} rounds"] if pruning.rounds else []
     texts += [f"repair on {pruning.repair_samples:,} samples of {pruning.length:,} tokens"] * any(pruning.repairs)

@@ -212,6 +212,7 @@ class _Pruning:
         is_resident = repaired_plan.is_resident(self.builder, calibration)
         pruning = work_of.Pruning(
             parent=subject.of_source(self.builder.parent, self.builder.dtype),
+            given=self.given,
             candidates=[plan.child for plan in plans],
             score_repairs=[repaired_plan.of_candidate(plan, config, config.score_repair) for plan in plans],
             repairs=[repaired_plan.applicable(plan, config) for plan in plans],

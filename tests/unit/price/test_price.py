@@ -126,7 +126,7 @@ def test_a_pruning_starts_a_model_once_with_or_without_text(length):
     """Without text its export check does, which runs the child."""
     parent = opened()
     child = parent.shape.resize(ffn=32)
-    pruning = prunings.Pruning(parent, [child], score_repairs=[()], repairs=[()], length=length)
+    pruning = prunings.Pruning(parent, parent.shape, [child], score_repairs=[()], repairs=[()], length=length)
     assert [part for part, moved in prunings.work(pruning).moved.items() if moved.starts] == [
         "read the parent" if length else "write and check the child"
     ]

@@ -268,5 +268,6 @@ def test_the_result_has_the_parent_as_it_was_given(tmp_path, scores_of):
         result, child = made.result(PruneResult), open_source_model(made.path).shape
         assert result.parts == (parts(parent.shape), parts(child))
         assert result.parent.parameters == parent.shape.parameters()
+        assert made.run.price.what == f"{parent.shape.parameters():,} to {child.parameters():,} parameters"
         assert result.child.parameters == child.parameters()
     assert result.parts[1].embeddings == 2 * result.parts[0].embeddings
