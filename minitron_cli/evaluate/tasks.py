@@ -26,6 +26,7 @@ from minitron_cli.evaluate.config import SUITES, Task
 from minitron_cli.evaluate.lm_eval_logging import SEED, quiet, seeded
 from minitron_cli.evaluate.local_data import described, with_absolute_paths, with_local_data
 from minitron_cli.evaluate.task_files import fingerprint
+from minitron_cli.results.evaluation import OWN_TASKS, TASK_DATA
 
 SUITE_TASKS = Path(__file__).parent / "suite"
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -57,9 +58,17 @@ class TaskLocations:
 
     def fingerprints(self, tasks: Sequence[Task]) -> dict[str, str]:
         """Fingerprints of the YAMLs and of the tasks' local data."""
-        found = {"tasks": fingerprint(self.tasks)} if self.tasks else {}
-        local = [self.data / task.name for task in tasks if self.data and (self.data / task.name).is_dir()]
-        return found | {f"task data {path.name}": fingerprint(path) for path in local}
+        found = {OWN_TASKS: fingerprint(self.tasks)} if self.tasks else {}
+        return found | {f"{TASK_DATA} {path.name}": fingerprint(path) for path in self._local(tasks)}
+
+    def given(self, tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
+        """Settings that name these directories, by the fingerprint of each, for `Context.record`."""
+        found = {fingerprint(path): {"task_data": str(self.data)} for path in self._local(tasks)}
+        return found | ({fingerprint(self.tasks): {"include_path": str(self.tasks)}} if self.tasks else {})
+
+    def _local(self, tasks: Sequence[Task]) -> list[Path]:
+        """Directories with the tasks' local data."""
+        return [self.data / task.name for task in tasks if self.data and (self.data / task.name).is_dir()]
 
 
 DEFAULT_LOCATIONS = TaskLocations()

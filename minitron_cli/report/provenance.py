@@ -15,7 +15,7 @@ from minitron_cli.report.product import Product, place_of_verb, without_director
 from minitron_cli.report.settings import stage_settings, text_settings
 from minitron_cli.report.text import clean
 from minitron_cli.report.view import Section, Table
-from minitron_cli.results.evaluation import PARENT
+from minitron_cli.results.evaluation import OWN_TASKS, PARENT, TASK_DATA
 
 CostRow = tuple[str, Entry]
 """Stage, with its label if it has one, and the cost of one kind of its work."""
@@ -73,7 +73,8 @@ def commands(product: Product) -> Iterator[str]:
         if text and text != last:
             words += text_settings(without_directories(text))
             last = text
-        yield " ".join([*words, *stage_settings(made.stage, config, inputs)])
+        settings = (*stage_settings(made.stage, config, inputs), *_task_settings(inputs, product.given))
+        yield " ".join([*words, *settings])
 
 
 def _models(product: Product, made: Artifact, *, is_named: bool) -> Iterator[str]:
@@ -106,7 +107,20 @@ def _are_paths_named(product: Product) -> bool:
 
 def given_text(inputs: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Settings of the text among the inputs of a result, as far as they are known."""
-    return next((text for name in inputs.values() if isinstance(text := given.get(name), dict)), None)
+    names = [fingerprint for name, fingerprint in inputs.items() if not _is_of_tasks(name)]
+    return next((text for name in names if isinstance(text := given.get(name), dict)), None)
+
+
+def _task_settings(inputs: Mapping[str, str], given: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments that name the directories of an evaluation's own tasks and of their data."""
+    of_tasks = [given.get(fingerprint) for name, fingerprint in inputs.items() if _is_of_tasks(name)]
+    settings = {name: path for one in of_tasks if one for name, path in without_directories(one).items()}
+    yield from (f"{name}={shlex.quote(path)}" for name, path in settings.items())
+
+
+def _is_of_tasks(name: str) -> bool:
+    """Whether an input with this name is a directory of tasks, or of a task's data."""
+    return name == OWN_TASKS or name.startswith(f"{TASK_DATA} ")
 
 
 def _parent(product: Product, model: str) -> str:

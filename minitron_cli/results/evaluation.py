@@ -12,6 +12,7 @@ Unit = Literal["document", "block", "item"]
 """What a standard error takes for independent."""
 Scale = Literal["linear", "log", "share"]
 PARENT, ORIGINAL = "parent", "original"  # labels of the models that others are compared with
+OWN_TASKS, TASK_DATA = "tasks", "task data"  # names of the inputs that are directories, the latter before a task's
 STUDENT = "student"  # label of a model before training that was not pruned here
 BITS_PER_BYTE, BYTE_PERPLEXITY = "bits_per_byte", "byte_perplexity"  # names of metrics, which are lm-eval's
 

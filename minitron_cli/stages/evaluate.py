@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from minitron_cli import progress
 from minitron_cli.artifacts.artifact import Artifact
@@ -92,7 +93,8 @@ def run(
 
     inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
     named = {s.fingerprint: s.name for s in subjects.values() if not s.path.is_relative_to(context.workspace.root)}
-    given = named | given_texts(data, () if blocks is None else [blocks])
+    given: dict[str, Any] = named | given_texts(data, () if blocks is None else [blocks])
+    given |= benchmark.locations.given(config.tasks)
     name = others_beside(parent.fingerprint)
     if beside or context.workspace.given.get(name):
         given |= {name: {label: found.model_dump(mode="json") for label, found in beside.items()}}

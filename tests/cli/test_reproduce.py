@@ -1,6 +1,7 @@
 """The commands in a model's card, run in another workspace, write the same bytes."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from minitron_cli.artifacts.workspace import Workspace
+from minitron_cli.evaluate.cloze import Cloze, write_task
 from minitron_cli.results.evaluation import EvaluationResult
 from tests.cli.program import Run, invoke
+from tests.unit.evaluate import suite_data
 
 LENGTH = ("--sequence-length", 16)
 IMPORTANCE = ("importance", "MODEL", "--data", "TEXT", *LENGTH, "--samples", 8, "layer_removal=false")
@@ -58,6 +61,12 @@ CASES = {
         IMPORTANCE,
         ("prune", "--shape", "hidden=48,ffn=64", "ranking.width={kind: magnitude}", "--repair", "none"),
     ),
+    "an evaluation on tasks of one's own": (
+        (*("eval", "MODEL", "--data", "TEXT", *LENGTH, EVAL[1], "--tasks", "own"), "--include-path", "TASKS"),
+    ),
+    "an evaluation on one's own data of a task": (
+        (*("eval", "MODEL", "--data", "TEXT", *LENGTH, EVAL[1], "--tasks", "winogrande:0"), "--task-data", "DATA"),
+    ),
     "an evaluation alone": (("eval", "MODEL", "SECOND", "THIRD", *FROM_MODEL[1:], EVAL[1]),),
 }
 
@@ -71,7 +80,10 @@ def places(tiny: Path) -> dict[str, str]:
         shutil.copytree(tiny / "model", tiny / name)
         config = json.loads((tiny / name / "config.json").read_text())
         (tiny / name / "config.json").write_text(json.dumps(config | {"rms_norm_eps": len(name) * 1e-3}))
-    names = ("model", "second", "third", "text.jsonl", "other.jsonl")
+    cloze = Cloze(items=4, context_words=6, continuation_words=3)
+    write_task(tiny / "tasks", [json.loads(line)["text"] for line in lines[:100]], cloze, name="own")
+    suite_data.write(tiny / "data")
+    names = ("model", "second", "third", "text.jsonl", "other.jsonl", "tasks", "data")
     return {name.upper().removesuffix(".JSONL"): str(tiny / name) for name in names}
 
 
@@ -92,6 +104,8 @@ def run_again(commands: list[list[str]], places: dict[str, str]) -> None:
         placed = [names.get(word, word) if before[i] != "--run" else word for i, word in enumerate(words)]
         for name in ("text.jsonl", "other.jsonl"):
             placed = [word.replace(f'"{name}"', json.dumps(names[name])) for word in placed]
+        for name in ("tasks", "data"):
+            placed = [re.sub(rf"^(include_path|task_data)={name}$", rf"\1={names[name]}", word) for word in placed]
         result = invoke(*placed)
         assert result.exit_code == 0, result.stderr
 
