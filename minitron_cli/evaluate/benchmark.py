@@ -31,7 +31,8 @@ class Benchmark:
     """Text and tasks that every model is measured on."""
 
     context: Context
-    parent: SourceModel
+    models: Mapping[str, SourceModel]
+    """Models by label, among them the parent."""
     blocks: Blocks | None
     config: EvaluateConfig
     allow_code: bool
@@ -39,22 +40,38 @@ class Benchmark:
     """Label of each model with another tokenizer than the parent's -> how it differs."""
     stored_as: Mapping[str, Any]
     """Stage and version of the artifacts that hold measurements."""
-    original: SourceModel | None = None
-    """The model that the chain started from, if it is not the parent."""
+
+    @property
+    def parent(self) -> SourceModel:
+        return self.models[PARENT]
 
     @cached_property
     def known(self) -> dict[str, Measurements]:
-        """What an earlier step has measured of the original and of the parent, by label."""
-        if self.original is None:
-            return {}
+        """What earlier evaluations of the workspace have measured of the models, by label."""
         config = self.config.model_dump(mode="json")
-        manifest = {**self.stored_as, "config": config, "inputs": self.inputs()}
+        manifest = {**self.stored_as, "config": config, "inputs": self.inputs}
         found = {
-            label: earlier(self.context, model.fingerprint, manifest, per_byte=bool(self.others))
-            for label, model in ((PARENT, self.parent), (ORIGINAL, self.original))
+            label: earlier(
+                self.context,
+                model.fingerprint,
+                manifest,
+                references={name: one.fingerprint for name, one in self._references(label).items()},
+                per_byte=bool(self.others),
+            )
+            for label, model in self.models.items()
             if label not in self.others
         }
         return {label: measured for label, measured in found.items() if measured}
+
+    @property
+    def known_by_chain(self) -> tuple[str, ...]:
+        """Labels of the models that an earlier step of a chain has measured, all but their KL."""
+        return tuple(label for label in (PARENT, ORIGINAL) if ORIGINAL in self.models and label in self.known)
+
+    def is_measured(self, label: str) -> bool:
+        """Whether all that is wanted of a model is known."""
+        metrics = self.known[label].results.get(PERPLEXITY, {}) if label in self.known else {}
+        return label in self.known and self._references(label).keys() <= metrics.keys()
 
     @cached_property
     def locations(self) -> TaskLocations:
@@ -63,6 +80,7 @@ class Benchmark:
             raise InputError(f"{data} is not a directory: give --task-data one with a directory for each task")
         return TaskLocations(Path(own) if own else None, Path(data) if data else None)
 
+    @cached_property
     def inputs(self) -> dict[str, str]:
         """Fingerprints of text and tasks. InputError for an unknown task, before any model is loaded."""
         if self.config.tasks:
@@ -87,8 +105,8 @@ class Benchmark:
         return self._measure(work, label, subject).model_dump(mode="json")
 
     def _measure(self, work: StageBuild, label: str, subject: SourceModel) -> Measurements:
-        if label in self.known and not self._references(label):
-            return self.known[label]
+        if self.is_measured(label):
+            return self._ordered(self.known[label])
         model = self._load(subject)
         return self._with_kl(self.known.get(label) or self._measured(work, label, subject, model), label, model)
 
@@ -147,11 +165,12 @@ class Benchmark:
         """Name of a KL -> the model from which it is measured, for the model called `label`."""
         if self.blocks is None or not self.config.perplexity or label in self.others or label == ORIGINAL:
             return {}
-        found = {"kl": self.parent} if label != PARENT else {}
-        return found | ({"kl_original": self.original} if self.original and ORIGINAL not in self.others else {})
+        found = {} if label == PARENT else {"kl": self.parent}
+        original = None if ORIGINAL in self.others else self.models.get(ORIGINAL)
+        return found | ({"kl_original": original} if original else {})
 
     def _with_kl(self, found: Measurements, label: str, model: "PreTrainedModel") -> Measurements:
-        """Measurements with the KL from the parent and from the original, of which a model's own is left out."""
+        """Measurements with the KL from the parent and from the original, as far as they lack them."""
         metrics = dict(found.results.get(PERPLEXITY, {}))
         for name, reference in self._references(label).items():
             if name not in metrics:
@@ -159,10 +178,13 @@ class Benchmark:
                 _, kl = self._loss_and_kl(model, reference, self.blocks)
                 assert kl
                 metrics[name] = kl.metrics()["kl"]
-        if not metrics:
-            return found
+        return self._ordered(found | Measurements(results={PERPLEXITY: metrics})) if metrics else found
+
+    def _ordered(self, found: Measurements) -> Measurements:
+        """The same with the metrics on text in their usual order."""
+        metrics = found.results.get(PERPLEXITY, {})
         ordered = {name: metrics[name] for name in TEXT_FIGURES if name in metrics}
-        return found.model_copy(update={"results": {**found.results, PERPLEXITY: ordered}})
+        return found | Measurements(results={PERPLEXITY: ordered} if ordered else {})
 
     def _loss_and_kl(
         self, model: "PreTrainedModel", reference: SourceModel | None, blocks: Blocks

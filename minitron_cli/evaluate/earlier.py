@@ -1,6 +1,6 @@
-"""Measurements of a model in an earlier evaluation of the workspace, on the same text and tasks. Runs no model."""
+"""Measurements of a model in earlier evaluations of the workspace, on the same text and tasks. Runs no model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minitron_cli.artifacts.artifact import Artifact
@@ -8,29 +8,64 @@ from minitron_cli.artifacts.build import Context
 from minitron_cli.errors import ArtifactError
 from minitron_cli.evaluate.config import PERPLEXITY
 from minitron_cli.evaluate.measurements import Measurements
-from minitron_cli.results.evaluation import EvaluationResult
+from minitron_cli.results.evaluation import ORIGINAL, PARENT, EvaluationResult, MetricResult
 
 ITEMS = "items.json"
-OF_OTHERS = ("kl", "kl_original")  # metrics on text that depend on another model than the measured one
+OF_OTHERS = {"kl": PARENT, "kl_original": ORIGINAL}
+"""Metric on text that depends on another model than the measured one -> the label of that model."""
 OTHER_RECORDS = "speed"  # a setting of what is measured besides, in `run.json`
 
 
-def earlier(context: Context, fingerprint: str, manifest: Mapping[str, Any], *, per_byte: bool) -> Measurements | None:
-    """Everything but KL that an evaluation found of the model with this fingerprint; None if none measured it, or if
-    that is to be made again.
+def earlier(
+    context: Context,
+    fingerprint: str,
+    manifest: Mapping[str, Any],
+    *,
+    references: Mapping[str, str] = {},
+    per_byte: bool,
+) -> Measurements | None:
+    """What evaluations found of the model with this fingerprint; None if none measured it, or if that is to be made
+    again.
 
-    `manifest`: stage, version, config and inputs without the models, which have to be equal. `per_byte`: whether models
-    of another tokenizer take part, for which all are measured per byte.
+    `manifest`: stage, version, config and inputs without the models, which have to be equal. `references`: name of
+    each KL that is wanted -> fingerprint of the model from which it is measured; a KL that no evaluation has measured
+    from that model is left out. `per_byte`: whether models of another tokenizer take part, for which all are measured
+    per byte.
     """
+    found: Measurements | None = None
+    divergences: dict[str, MetricResult] = {}
+    for made, result in _evaluations(context, manifest):
+        if label := _label(result, fingerprint, per_byte=per_byte):
+            found = found or _measurements(made, result, label)
+            divergences |= {
+                name: metric
+                for name, metric in result.models[label].results.get(PERPLEXITY, {}).items()
+                if name in references and _fingerprint(result, OF_OTHERS[name]) == references[name]
+            }
+    if found is None or not divergences:
+        return found
+    return found | Measurements(results={PERPLEXITY: {**found.results[PERPLEXITY], **divergences}})
+
+
+def _evaluations(context: Context, manifest: Mapping[str, Any]) -> Iterator[tuple[Artifact, EvaluationResult]]:
+    """Evaluations under these conditions that are not to be made again."""
     for made in context.workspace.artifacts(manifest["stage"]):
         if context.overwrites(made.path):
             continue
         if _conditions(made) == {**manifest, "config": _config(manifest["config"])} and (result := _result(made)):
-            is_per_byte = any(model.other_tokenizer for model in result.models.values())
-            labels = [label for label, model in result.models.items() if model.fingerprint == fingerprint]
-            if labels and is_per_byte == per_byte and not result.models[labels[0]].other_tokenizer:
-                return _measurements(made, result, labels[0])
-    return None
+            yield made, result
+
+
+def _label(result: EvaluationResult, fingerprint: str, *, per_byte: bool) -> str | None:
+    """Label of a model in an evaluation that measured it as it is to be measured now."""
+    labels = [label for label, model in result.models.items() if model.fingerprint == fingerprint]
+    is_per_byte = any(model.other_tokenizer for model in result.models.values())
+    is_alike = labels and is_per_byte == per_byte and not result.models[labels[0]].other_tokenizer
+    return labels[0] if is_alike else None
+
+
+def _fingerprint(result: EvaluationResult, label: str) -> str | None:
+    return result.models[label].fingerprint if label in result.models else None
 
 
 def _conditions(made: Artifact) -> dict[str, Any]:

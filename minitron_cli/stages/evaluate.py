@@ -71,9 +71,11 @@ def run(
     stored_as = {"stage": STAGE, "version": VERSION}
     if config.speed:
         check_lengths((subject.config for subject in subjects.values()), config.speed)
-    benchmark = Benchmark(context, parent, blocks, config, allow_code, foreign, stored_as, subjects.get(ORIGINAL))
+    benchmark = Benchmark(context, subjects, blocks, config, allow_code, foreign, stored_as)
 
     def build(work: StageBuild) -> EvaluationResult:
+        if benchmark.known:
+            progress.say(f"{STAGE}: {', '.join(benchmark.known)} measured before on the same text and tasks, and kept")
         found = {
             label: Measurements.model_validate(
                 work.remember(f"results-{label}", partial(benchmark.measured_json, work, label, subject))
@@ -88,10 +90,10 @@ def run(
             models={label: _evaluation(benchmark, label, subjects[label], found) for label in subjects},
             loss_tokens=benchmark.loss_tokens,
             sequence_length=benchmark.sequence_length,
-            reused=tuple(benchmark.known),
+            reused=benchmark.known_by_chain,
         )
 
-    inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs()
+    inputs = {f"model {label}": subject.fingerprint for label, subject in subjects.items()} | benchmark.inputs
     named = {s.fingerprint: s.name for s in subjects.values() if not s.path.is_relative_to(context.workspace.root)}
     given: dict[str, Any] = named | given_texts(data, () if blocks is None else [blocks])
     given |= benchmark.locations.given(config.tasks)
@@ -159,10 +161,11 @@ def _held_out(context: Context, parent: SourceModel, data: DataConfig | None, co
 
 
 def _price(benchmark: Benchmark, subjects: Mapping[str, SourceModel]) -> Price:
-    """What the evaluation of these models takes, without benchmark tasks."""
+    """What the evaluation of these models takes, without benchmark tasks and without models that are measured."""
     models = {
         label: subjects_of.of_source(subject, subject.dtype_in(benchmark.context))
         for label, subject in subjects.items()
+        if label == PARENT or not benchmark.is_measured(label)
     }
     blocks = benchmark.loss_tokens // max(benchmark.sequence_length, 1)
     work = work_of.work(
