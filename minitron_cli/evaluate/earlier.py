@@ -1,6 +1,7 @@
 """Measurements of a model in earlier evaluations of the workspace, on the same text and tasks. Runs no model."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from minitron_cli.artifacts.artifact import Artifact
@@ -34,9 +35,9 @@ def earlier(
     """
     found: Measurements | None = None
     divergences: dict[str, MetricResult] = {}
-    for made, result in _evaluations(context, manifest):
+    for result, items in _evaluations(context, manifest):
         if label := _label(result, fingerprint, per_byte=per_byte):
-            found = found or _measurements(made, result, label)
+            found = found or _measurements(result, items, label)
             divergences |= {
                 name: metric
                 for name, metric in result.models[label].results.get(PERPLEXITY, {}).items()
@@ -47,13 +48,14 @@ def earlier(
     return found | Measurements(results={PERPLEXITY: {**found.results[PERPLEXITY], **divergences}})
 
 
-def _evaluations(context: Context, manifest: Mapping[str, Any]) -> Iterator[tuple[Artifact, EvaluationResult]]:
-    """Evaluations under these conditions that are not to be made again."""
+def _evaluations(context: Context, manifest: Mapping[str, Any]) -> Iterator[tuple[EvaluationResult, dict[str, Any]]]:
+    """Evaluations under these conditions that are not to be made again, and the items of their models by label."""
     for made in context.workspace.artifacts(manifest["stage"]):
         if context.overwrites(made.path):
             continue
-        if _conditions(made) == {**manifest, "config": _config(manifest["config"])} and (result := _result(made)):
-            yield made, result
+        if _conditions(made) == {**manifest, "config": _config(manifest["config"])}:
+            with suppress(ArtifactError):  # one that is damaged or of another version: its models are measured again
+                yield made.result(EvaluationResult), made.read_json(ITEMS)["models"]
 
 
 def _label(result: EvaluationResult, fingerprint: str, *, per_byte: bool) -> str | None:
@@ -83,18 +85,10 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != OTHER_RECORDS}
 
 
-def _result(made: Artifact) -> EvaluationResult | None:
-    try:
-        return made.result(EvaluationResult)
-    except ArtifactError:
-        return None  # of another version: the model is measured again
-
-
-def _measurements(made: Artifact, result: EvaluationResult, label: str) -> Measurements:
+def _measurements(result: EvaluationResult, items: Mapping[str, Any], label: str) -> Measurements:
     found = result.models[label]
     results = {
         task: {name: metric for name, metric in metrics.items() if task != PERPLEXITY or name not in OF_OTHERS}
         for task, metrics in found.results.items()
     }
-    items = made.read_json(ITEMS)["models"][label]
-    return Measurements.model_validate({"results": results, "items": items, "sources": found.sources})
+    return Measurements.model_validate({"results": results, "items": items[label], "sources": found.sources})

@@ -92,6 +92,16 @@ def test_other_settings_and_overwriting_measure_again(place, tmp_path, read):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["items.json", "result.json"])
+def test_a_damaged_evaluation_is_not_used(place, tmp_path, read, name):
+    made = evaluated(place, tmp_path / "w", "first")
+    read.clear()
+    (made.path / name).write_text("{}")
+    evaluated(place, tmp_path / "w", "second")
+    assert read == [(48, None), 48, (16, 48), 16]
+
+
+@pytest.mark.slow
 def test_speed_is_measured_without_the_rest(place, tmp_path, read):
     evaluated(place, tmp_path / "w", "first")
     read.clear()
